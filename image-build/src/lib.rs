@@ -1,0 +1,1 @@
+//! Recipes to images: kernel, initrd, release manifest.

@@ -1,0 +1,3 @@
+//! The one command that people type.
+
+fn main() {}

@@ -1,0 +1,1 @@
+//! Canister execution: wasmtime, the system API, messages, the management canister.

@@ -1,0 +1,1 @@
+//! The persistent heap: sealed, atomic, durable commits of pages and metadata to NVRAM.

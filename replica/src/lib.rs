@@ -1,0 +1,1 @@
+//! The replica: Internet Computer interface, certification and the node's main loop.

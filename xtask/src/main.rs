@@ -1,0 +1,3 @@
+//! What developers of this repository run: up, test, bench, ci.
+
+fn main() {}
