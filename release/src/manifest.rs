@@ -1,0 +1,293 @@
+//! What a release consists of: typed, and with the rules that its content must obey.
+
+use crate::{
+    Digest, MANIFEST_TYPE, Measurement,
+    canonical::{self, CanonicalError},
+};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt};
+
+/// Longest kernel command line in bytes: `COMMAND_LINE_SIZE` of Linux on x86 is 2048 with its final zero.
+const MAX_COMMAND_LINE: usize = 2047;
+
+/// Which kind of node a release is for. The two differ in declared inputs, hence in their measurement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Profile {
+    /// Machines with SEV-SNP.
+    Production,
+    /// Virtual nodes with a simulated PSP.
+    Virtual,
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Profile::Production => "production",
+            Profile::Virtual => "virtual",
+        })
+    }
+}
+
+/// The signed part of a release manifest. On the wire it also has `_type` and `spec_version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// Name of the release, for people: 1 to 64 of `0-9 A-Z a-z . + - _`.
+    pub version: String,
+    /// Rises when a release closes a hole that must not come back; nodes refuse lower than they have seen.
+    pub security_epoch: u64,
+    /// Kind of node.
+    pub profile: Profile,
+    /// The confidential guest.
+    pub guest: Guest,
+    /// What the build was made from: name to SHA-256, version or commit, for auditors.
+    pub inputs: BTreeMap<String, String>,
+}
+
+/// The guest: every input of its launch measurement, and the measurements.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Guest {
+    /// The files that QEMU is given.
+    pub files: Files,
+    /// Kernel command line, exactly as launched: at most 2047 bytes.
+    pub command_line: String,
+    /// QEMU's name of the vCPU model, for instance `EPYC-Genoa`; it determines the VMSA's processor signature.
+    pub vcpu_type: String,
+    /// SNP guest policy (AMD 56860, table "Guest Policy"). It is enforced by the report, not measured.
+    pub policy: u64,
+    /// `SEV_FEATURES` of the VMSA (AMD 24593, table B-4); measured.
+    pub guest_features: u64,
+    /// Launch measurement for each supported vCPU count, by ascending count.
+    // An absent list is read as an empty one, so that both are refused by the same name.
+    #[serde(default)]
+    pub measurements: Vec<VcpuMeasurement>,
+}
+
+impl Guest {
+    /// The measurement of a guest with this many vCPUs, if the release supports that count.
+    pub fn measurement_for(&self, vcpus: u32) -> Option<Measurement> {
+        self.measurements.iter().find(|entry| entry.vcpus == vcpus).map(|entry| entry.measurement)
+    }
+}
+
+/// Files of the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Files {
+    /// Linux kernel (bzImage).
+    pub kernel: File,
+    /// Initial RAM file system: the whole userland.
+    pub initrd: File,
+    /// UEFI or BIOS image.
+    pub firmware: File,
+}
+
+/// Names of the [`Files`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FileName {
+    /// [`Files::kernel`].
+    Kernel,
+    /// [`Files::initrd`].
+    Initrd,
+    /// [`Files::firmware`].
+    Firmware,
+}
+
+impl FileName {
+    /// Every name.
+    pub const ALL: [FileName; 3] = [FileName::Kernel, FileName::Initrd, FileName::Firmware];
+}
+
+impl fmt::Display for FileName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FileName::Kernel => "kernel",
+            FileName::Initrd => "initrd",
+            FileName::Firmware => "firmware",
+        })
+    }
+}
+
+impl Files {
+    /// The entry of that name.
+    pub fn get(&self, name: FileName) -> &File {
+        match name {
+            FileName::Kernel => &self.kernel,
+            FileName::Initrd => &self.initrd,
+            FileName::Firmware => &self.firmware,
+        }
+    }
+}
+
+/// One file of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    /// Where it lies, relative to the manifest's directory: components of `0-9 A-Z a-z . + - _` that do not
+    /// begin with a dot, joined by `/`, at most 255 bytes.
+    pub path: String,
+    /// Length in bytes.
+    pub size: u64,
+    /// SHA-256 of the content.
+    pub sha256: Digest,
+}
+
+impl File {
+    /// The entry for a file with this content.
+    pub fn describe(path: impl Into<String>, content: &[u8]) -> File {
+        File { path: path.into(), size: content.len() as u64, sha256: Digest::of(content) }
+    }
+
+    pub(crate) fn check(&self, name: FileName, content: &[u8]) -> Result<(), FileError> {
+        let path = self.path.clone();
+        let found = content.len() as u64;
+        if found != self.size {
+            return Err(FileError::WrongSize { name, path, expected: self.size, found });
+        }
+        let found = Digest::of(content);
+        if found != self.sha256 {
+            return Err(FileError::WrongHash { name, path, expected: self.sha256, found });
+        }
+        Ok(())
+    }
+}
+
+/// Launch measurement for one vCPU count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VcpuMeasurement {
+    /// Number of vCPUs, at least 1.
+    pub vcpus: u32,
+    /// The measurement that a guest with that many vCPUs must report.
+    pub measurement: Measurement,
+}
+
+/// A file is not the one that the manifest names.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum FileError {
+    /// Truncated, extended or another file.
+    #[error(
+        "the {name} ({path}) has {found} bytes, the manifest says {expected}; fetch or build the release again"
+    )]
+    WrongSize {
+        /// Which file.
+        name: FileName,
+        /// Its path in the manifest.
+        path: String,
+        /// Bytes by the manifest.
+        expected: u64,
+        /// Bytes found.
+        found: u64,
+    },
+    /// Same length, other content.
+    #[error(
+        "the {name} ({path}) has SHA-256 {found}, the manifest says {expected}; it was changed: fetch or build the release again"
+    )]
+    WrongHash {
+        /// Which file.
+        name: FileName,
+        /// Its path in the manifest.
+        path: String,
+        /// SHA-256 by the manifest.
+        expected: Digest,
+        /// SHA-256 found.
+        found: Digest,
+    },
+}
+
+/// The content of a manifest breaks a rule. Such a manifest can be neither signed nor accepted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidManifest {
+    /// A guest without measurement could never be attested.
+    #[error("the manifest lists no launch measurement; add one for each supported vCPU count")]
+    NoMeasurements,
+    /// Ascending order makes the list canonical and each count unique.
+    #[error(
+        "the measurements are not in strictly ascending order at {vcpus} vCPUs; sort them, each count once"
+    )]
+    MeasurementOrder {
+        /// The count that does not follow its predecessor.
+        vcpus: u32,
+    },
+    /// A placeholder instead of a measurement.
+    #[error(
+        "the measurement for {vcpus} vCPUs is all zeros or for no vCPU; compute it from the release's files"
+    )]
+    BlankMeasurement {
+        /// The count that it is listed for.
+        vcpus: u32,
+    },
+    /// The kernel, initrd or firmware is missing in all but name.
+    #[error("the {0} is empty; build it before the manifest")]
+    EmptyFile(FileName),
+    /// An absolute path, one that leaves the directory, or one with unusual characters.
+    #[error("the path of the {0} is not a plain relative path; use 0-9 A-Z a-z . + - _ and /")]
+    Path(FileName),
+    /// Empty, too long, or with characters that have no place there.
+    #[error("the {0} is empty, too long or has unusual characters; use up to 64 of 0-9 A-Z a-z . + - _")]
+    Name(&'static str),
+    /// Longer than the kernel takes.
+    #[error("the kernel command line has {0} bytes; Linux takes at most {MAX_COMMAND_LINE}")]
+    CommandLineTooLong(usize),
+    /// A text or number outside of the canonical form.
+    #[error(transparent)]
+    Canonical(#[from] CanonicalError),
+    /// More than a reader would accept.
+    #[error("the manifest would have {0} bytes; at most {max} are accepted", max = crate::MAX_DOCUMENT)]
+    TooLong(usize),
+}
+
+impl Manifest {
+    /// Checks every rule and returns the canonical form: the bytes that are signed.
+    pub fn to_canonical(&self) -> Result<Vec<u8>, InvalidManifest> {
+        self.validate()?;
+        Ok(canonical::encode(&canonical::to_typed(self, MANIFEST_TYPE))?)
+    }
+
+    fn validate(&self) -> Result<(), InvalidManifest> {
+        if !is_name(&self.version) {
+            return Err(InvalidManifest::Name("version"));
+        }
+        let guest = &self.guest;
+        if !is_name(&guest.vcpu_type) {
+            return Err(InvalidManifest::Name("vCPU type"));
+        }
+        for name in FileName::ALL {
+            let file = guest.files.get(name);
+            if file.size == 0 {
+                return Err(InvalidManifest::EmptyFile(name));
+            }
+            if !is_relative_path(&file.path) {
+                return Err(InvalidManifest::Path(name));
+            }
+        }
+        if guest.command_line.len() > MAX_COMMAND_LINE {
+            return Err(InvalidManifest::CommandLineTooLong(guest.command_line.len()));
+        }
+        if guest.measurements.is_empty() {
+            return Err(InvalidManifest::NoMeasurements);
+        }
+        let mut previous = 0;
+        for &VcpuMeasurement { vcpus, measurement } in &guest.measurements {
+            if vcpus == 0 || measurement.0 == [0; 48] {
+                return Err(InvalidManifest::BlankMeasurement { vcpus });
+            }
+            if vcpus <= previous {
+                return Err(InvalidManifest::MeasurementOrder { vcpus });
+            }
+            previous = vcpus;
+        }
+        Ok(())
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'+' | b'-' | b'_'))
+}
+
+fn is_relative_path(path: &str) -> bool {
+    path.len() <= 255 && path.split('/').all(|part| is_name(part) && !part.starts_with('.'))
+}

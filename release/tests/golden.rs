@@ -1,0 +1,99 @@
+//! A fixed envelope and root, made by an independent program: Python's `json.dumps(sort_keys=True,
+//! separators=(",", ":"))`, `hashlib`, and OpenSSL's ed25519 through `cryptography`. `securesystemslib` 1.6.0,
+//! the library below TUF's reference implementation, computes the same key ids and canonical bytes and accepts
+//! both signatures.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers fail the test")]
+
+use release::{
+    Digest, Envelope, File, FileName, Files, Guest, Manifest, Measurement, Profile, VcpuMeasurement,
+    development, key_id, sign, verify,
+};
+
+const GOLDEN: &[u8] = include_bytes!("golden/manifest.json");
+
+fn manifest() -> Manifest {
+    let measurement =
+        |vcpus, hex: &str| VcpuMeasurement { vcpus, measurement: hex.parse::<Measurement>().unwrap() };
+    Manifest {
+        version: "1.2.3-golden".into(),
+        security_epoch: 4,
+        profile: Profile::Virtual,
+        guest: Guest {
+            files: Files {
+                kernel: File::describe("guest/bzImage", b"kernel bytes"),
+                initrd: File::describe("guest/initrd.img", b"initrd bytes"),
+                firmware: File::describe("guest/bios.bin", b"firmware bytes"),
+            },
+            command_line: r#"console=ttyS0 quoted="a\b" redoubt.profile=virtual"#.into(),
+            vcpu_type: "EPYC-Genoa".into(),
+            policy: 0x30000,
+            guest_features: 1,
+            // SHA-384 of "measurement 1", "measurement 2", "measurement 4".
+            measurements: vec![
+                measurement(
+                    1,
+                    "4fc806f5d3a1d1e608788d41ac758f5b88fcb15712b7eaa2166988a0acaa027338121025bcb2b70fb987d00fdaac80ea",
+                ),
+                measurement(
+                    2,
+                    "22ce70dcb2c3d960d32287100958e8c03c24b98f9fe13de832dbb5502032d96faa3eec5d21b9ef3563a4f1ab54537abc",
+                ),
+                measurement(
+                    4,
+                    "3015c4129a91d30bae318231d4c53c0ce27e47c0aa2f42a565fd053ea3786fc8c4b4f43f6fab23472edae98d06308604",
+                ),
+            ],
+        },
+        inputs: [
+            ("linux", "6.12.117"),
+            ("commit", "0123456789abcdef0123456789abcdef01234567"),
+            ("Toolchain", "1.95"),
+        ]
+        .map(|(name, value)| (name.into(), value.into()))
+        .into(),
+    }
+}
+
+#[test]
+fn we_write_the_same_bytes() {
+    let keys = development::signing_keys().unwrap();
+    let mut envelope = Envelope::new(manifest()).unwrap();
+    // In the order that is not the order of the ids: the result may not depend on who signs first.
+    sign(&mut envelope, &keys[0]).unwrap();
+    sign(&mut envelope, &keys[2]).unwrap();
+    assert_eq!(String::from_utf8(envelope.to_bytes()).unwrap(), std::str::from_utf8(GOLDEN).unwrap());
+}
+
+#[test]
+fn we_accept_it() {
+    let approved = verify(GOLDEN, &development::root().unwrap()).unwrap();
+    assert_eq!(approved.manifest(), &manifest());
+    assert_eq!(
+        approved.digest().to_string(),
+        "e341fdacd37d1aeb578a4ff3e34ab8aafe9bee985c475cf3cb161aeaf80cf413"
+    );
+    assert_eq!(approved.signers().len(), 2);
+    let approved = approved.require_profile(Profile::Virtual).unwrap();
+    approved.check_file(FileName::Kernel, b"kernel bytes").unwrap();
+    approved.check_file(FileName::Initrd, b"initrd bytes").unwrap();
+    approved.check_file(FileName::Firmware, b"firmware bytes").unwrap();
+    let guest = &approved.manifest().guest;
+    assert_eq!(guest.measurement_for(4), Some(guest.measurements[2].measurement));
+    assert_eq!(guest.measurement_for(3), None);
+}
+
+#[test]
+fn development_root_names_the_development_keys() {
+    let root = development::root().unwrap();
+    assert_eq!(root.to_bytes(), development::ROOT);
+    assert_eq!((root.threshold(), root.key_ids().count()), (2, 3));
+    let ids = development::signing_keys().unwrap().map(|key| key_id(&key.verifying_key()));
+    assert_eq!(ids[0].to_string(), "c36789257cebec866977108107c935bf6237a848960ddd60869d770fa9f30d6a");
+    assert!(ids.iter().all(|id| root.key_ids().any(|known| known == id)));
+    // A changed root is a decision, not an accident.
+    assert_eq!(
+        Digest::of(development::ROOT).to_string(),
+        "b83c111203e1b7eef381808c81e2c6adca831adf343876666ac4bb5878dfe03c"
+    );
+}
