@@ -1,3 +1,60 @@
 //! What developers of this repository run: up, test, bench, ci.
+//!
+//! Exit codes: 0 all went well, 1 a step failed (its message says which), 2 wrong usage.
 
-fn main() {}
+mod bench;
+mod ci;
+mod setup;
+mod test;
+mod tools;
+mod up;
+
+use clap::{Args, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Builds, boots, tests and measures Redoubt from this checkout.
+#[derive(Parser)]
+#[command(name = "cargo xtask", version, after_help = "Exit codes: 0 success, 1 a step failed, 2 usage.")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Set up, build, boot a confidential node in QEMU, attest it, deploy a canister and call it
+    Up(up::Options),
+    /// Set up and run every test
+    Test(test::Options),
+    /// Measure against the targets
+    Bench(bench::Options),
+    /// What CI runs: formatting, clippy, licences and advisories, then the tests
+    Ci(ci::Options),
+    /// Install what the other commands need
+    Setup(Consent),
+}
+
+/// Whether packages may be installed without asking.
+#[derive(Args, Clone, Copy)]
+pub(crate) struct Consent {
+    /// Install missing packages without asking
+    #[arg(long)]
+    yes: bool,
+}
+
+fn main() -> ExitCode {
+    let outcome = match Cli::parse().command {
+        Command::Up(options) => up::run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
+        Command::Ci(options) => ci::run(&options),
+        Command::Setup(consent) => setup::run(consent, setup::FOR_ALL),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

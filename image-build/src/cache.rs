@@ -1,0 +1,114 @@
+//! The cache of expensive outputs, by the hash of their inputs, outside the checkout.
+//!
+//! An entry appears whole or not at all: it is made in a directory beside its place and renamed.
+
+use anyhow::{Context, Result};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// Accumulates the inputs of one output.
+#[derive(Default)]
+pub struct Key(Sha256);
+
+impl Key {
+    /// Adds one named input. Name and value are length-prefixed, so that no two lists collide.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl AsRef<[u8]>) -> Self {
+        for part in [name.as_bytes(), value.as_ref()] {
+            self.0.update((part.len() as u64).to_le_bytes());
+            self.0.update(part);
+        }
+        self
+    }
+
+    fn finish(self) -> String {
+        hex::encode(self.0.finalize())
+    }
+}
+
+/// A directory of finished outputs.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    root: PathBuf,
+}
+
+impl Cache {
+    /// `$REDOUBT_CACHE`, else `$XDG_CACHE_HOME/redoubt`, else `~/.cache/redoubt`.
+    pub fn open() -> Result<Self> {
+        let root = match (std::env::var_os("REDOUBT_CACHE"), std::env::var_os("XDG_CACHE_HOME")) {
+            (Some(root), _) => PathBuf::from(root),
+            (None, Some(base)) => PathBuf::from(base).join("redoubt"),
+            (None, None) => {
+                let home = std::env::var_os("HOME")
+                    .context("no place for the cache: set HOME, XDG_CACHE_HOME or REDOUBT_CACHE")?;
+                PathBuf::from(home).join(".cache/redoubt")
+            }
+        };
+        Self::at(root)
+    }
+
+    /// A cache in a directory of the caller's choice, made as needed.
+    pub fn at(root: PathBuf) -> Result<Self> {
+        std::fs::create_dir_all(&root)
+            .with_context(|| format!("cannot make the cache {}", root.display()))?;
+        Ok(Self { root })
+    }
+
+    /// The directory of the entry `kind` with these inputs, made by `make` (given an empty directory) if
+    /// it is not there yet.
+    pub fn entry(&self, kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+        let place = self.root.join(format!("{kind}-{}", &key.finish()[..32]));
+        if place.is_dir() {
+            return Ok(place);
+        }
+        let draft = tempfile::Builder::new()
+            .prefix(&format!(".{kind}-"))
+            .tempdir_in(&self.root)
+            .with_context(|| format!("cannot write into the cache {}", self.root.display()))?;
+        make(draft.path())?;
+        let draft = draft.keep();
+        match std::fs::rename(&draft, &place) {
+            Ok(()) => {}
+            // Somebody else made the same entry meanwhile: same inputs, so theirs is as good.
+            Err(_) if place.is_dir() => std::fs::remove_dir_all(&draft)?,
+            Err(e) => {
+                return Err(e)
+                    .with_context(|| format!("cannot move {} to {}", draft.display(), place.display()));
+            }
+        }
+        Ok(place)
+    }
+}
+
+/// SHA-256 of a file, as lower-case hexadecimal.
+pub fn sha256_file(path: &Path) -> Result<String> {
+    let mut file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
+    let mut hash = Sha256::new();
+    std::io::copy(&mut file, &mut hash).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(hex::encode(hash.finalize()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_made_once_and_a_failed_one_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let key = || Key::default().with("a", "1");
+        assert!(cache.entry("x", key(), |_| anyhow::bail!("broken")).is_err());
+        assert_eq!(std::fs::read_dir(dir.path().join("cache")).unwrap().count(), 0);
+        let first = cache.entry("x", key(), |d| Ok(std::fs::write(d.join("f"), "content")?)).unwrap();
+        let again = cache.entry("x", key(), |_| anyhow::bail!("made twice")).unwrap();
+        assert_eq!(first, again);
+        assert_eq!(std::fs::read(again.join("f")).unwrap(), b"content");
+    }
+
+    #[test]
+    fn inputs_do_not_run_into_each_other() {
+        let one = Key::default().with("ab", "c").finish();
+        let two = Key::default().with("a", "bc").finish();
+        assert_ne!(one, two);
+    }
+}

@@ -1,0 +1,36 @@
+//! `cargo xtask bench NAME`: figures as ratios against a reference in the same run, with their targets.
+
+mod boot;
+mod table;
+
+use crate::Consent;
+use anyhow::Result;
+
+/// Options of `cargo xtask bench`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    /// What to measure
+    #[arg(value_enum)]
+    name: Name,
+    /// Print the table as JSON
+    #[arg(long)]
+    json: bool,
+    /// Runs of each boot; the median counts
+    #[arg(long, default_value_t = 5)]
+    runs: usize,
+    #[command(flatten)]
+    consent: Consent,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Name {
+    /// Image size, time to the first answer, memory at idle
+    Boot,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let table = match options.name {
+        Name::Boot => boot::measure(options.consent, options.runs)?,
+    };
+    table.print(options.json)
+}

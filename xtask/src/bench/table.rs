@@ -1,0 +1,80 @@
+//! The table that every benchmark prints.
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// One figure.
+#[derive(Serialize)]
+pub(crate) struct Row {
+    /// What was measured.
+    pub(crate) figure: String,
+    /// Unit of `ours` and `reference`.
+    pub(crate) unit: &'static str,
+    /// Our figure.
+    pub(crate) ours: f64,
+    /// The reference's, where there is one.
+    pub(crate) reference: Option<f64>,
+    /// Largest value that meets the target; of the ratio if `of_ratio`, else of `ours`.
+    pub(crate) target: f64,
+    /// Whether the target is one for the ratio.
+    pub(crate) of_ratio: bool,
+}
+
+impl Row {
+    fn ratio(&self) -> Option<f64> {
+        self.reference.map(|reference| self.ours / reference)
+    }
+
+    fn met(&self) -> bool {
+        let judged = if self.of_ratio { self.ratio() } else { Some(self.ours) };
+        judged.is_some_and(|value| value <= self.target)
+    }
+}
+
+/// All figures of one benchmark, with what a reader must know about them.
+pub(crate) struct Table {
+    /// The figures.
+    pub(crate) rows: Vec<Row>,
+    /// How they were measured and what limits them.
+    pub(crate) notes: Vec<String>,
+}
+
+impl Table {
+    /// Prints the table.
+    pub(crate) fn print(&self, json: bool) -> Result<()> {
+        if json {
+            let rows: Vec<serde_json::Value> = self
+                .rows
+                .iter()
+                .map(|row| {
+                    let mut value = serde_json::to_value(row)?;
+                    value["ratio"] = serde_json::to_value(row.ratio())?;
+                    value["met"] = row.met().into();
+                    Ok(value)
+                })
+                .collect::<Result<_>>()?;
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&serde_json::json!({"rows": rows, "notes": self.notes}))?
+            );
+            return Ok(());
+        }
+        println!("{:<52}{:>10}{:>12}{:>8}{:>14}  verdict", "figure", "ours", "reference", "ratio", "target");
+        for row in &self.rows {
+            let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
+            println!(
+                "{:<52}{:>10.2}{:>12}{:>8}{:>14}  {}",
+                format!("{} ({})", row.figure, row.unit),
+                row.ours,
+                optional(row.reference),
+                optional(row.ratio()),
+                format!("<= {}{}", row.target, if row.of_ratio { " ratio" } else { "" }),
+                if row.met() { "met" } else { "missed" }
+            );
+        }
+        for note in &self.notes {
+            println!("  {note}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,126 @@
+//! Installs the Debian packages that the other commands need.
+
+use crate::{Consent, tools};
+use anyhow::{Context, Result, bail};
+use std::{
+    io::{BufRead, IsTerminal, Write},
+    path::Path,
+    process::{Command, Stdio},
+};
+
+/// One thing that must be on the machine.
+pub(crate) struct Need {
+    /// How to see that it is there: a program on the PATH, or a file by its absolute path.
+    probe: &'static str,
+    /// Debian packages that bring it.
+    packages: &'static [&'static str],
+    /// Why.
+    reason: &'static str,
+}
+
+const fn need(probe: &'static str, packages: &'static [&'static str], reason: &'static str) -> Need {
+    Need { probe, packages, reason }
+}
+
+/// What `up` needs.
+pub(crate) const FOR_UP: &[&Need] = &[
+    &need("gcc", &["gcc", "libc6-dev"], "compiles the kernel and links the programs"),
+    &need("make", &["make"], "builds the kernel"),
+    &need("flex", &["flex"], "builds the kernel's configuration tool"),
+    &need("bison", &["bison"], "builds the kernel's configuration tool"),
+    &need("bc", &["bc"], "builds the kernel"),
+    &need("perl", &["perl"], "builds the kernel"),
+    &need("xz", &["xz-utils"], "unpacks the kernel's source"),
+    &need("zstd", &["zstd"], "compresses the kernel"),
+    &need("/usr/include/libelf.h", &["libelf-dev"], "builds the kernel's objtool"),
+    &need("/usr/include/openssl/ssl.h", &["libssl-dev"], "builds the kernel's tools"),
+    &need("qemu-system-x86_64", &["qemu-system-x86"], "runs the node"),
+    &need("node", &["nodejs"], "runs the Motoko compiler and the official agent"),
+    &need("npm", &["npm"], "installs the Motoko compiler and the official agent"),
+];
+
+/// What the tests need beside [`FOR_UP`].
+pub(crate) const FOR_TEST: &[&Need] =
+    &[&need("cpio", &["cpio"], "oracle for the initrd"), &need("openssl", &["openssl"], "oracle for TLS")];
+
+/// What the benchmarks need beside [`FOR_UP`].
+pub(crate) const FOR_BENCH: &[&Need] = &[
+    &need("mmdebstrap", &["mmdebstrap"], "builds the reference system"),
+    &need("mke2fs", &["e2fsprogs"], "builds the reference system's disk"),
+];
+
+/// Everything.
+pub(crate) const FOR_ALL: &[&[&Need]] = &[FOR_UP, FOR_TEST, FOR_BENCH];
+
+/// Installs what is missing of these lists.
+pub(crate) fn run(consent: Consent, lists: &[&[&Need]]) -> Result<()> {
+    let missing: Vec<&Need> =
+        lists.iter().flat_map(|l| l.iter().copied()).filter(|n| !present(n.probe)).collect();
+    if missing.is_empty() {
+        eprintln!("Debian packages: all there");
+        return Ok(());
+    }
+    eprintln!("These Debian packages are missing:");
+    for need in &missing {
+        eprintln!("  {:<20} {}", need.packages.join(" "), need.reason);
+    }
+    let packages: Vec<&str> = missing.iter().flat_map(|n| n.packages.iter().copied()).collect();
+    let by_hand = format!("apt-get install --no-install-recommends {}", packages.join(" "));
+    if !present("apt-get") {
+        bail!(
+            "this is no Debian system (no apt-get); install what these packages bring, then run this again"
+        );
+    }
+    let root = is_root()?;
+    if !root && !present("sudo") {
+        bail!("installing needs root and there is no sudo; as root run:\n  {by_hand}");
+    }
+    let interactive = std::io::stdin().is_terminal() && std::env::var_os("CI").is_none();
+    if !root && !interactive && !consent.yes {
+        bail!("installing needs root; run this, then try again:\n  sudo {by_hand}");
+    }
+    if interactive && !consent.yes && !agreed()? {
+        bail!("nothing was installed; to do it by hand:\n  {by_hand}");
+    }
+    let apt = |arguments: &[&str]| -> Command {
+        let mut command = if root { tools::command("apt-get") } else { tools::command("sudo") };
+        if !root {
+            command.arg("apt-get");
+        }
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .args(["-q", "-y"])
+            .args(arguments)
+            .stdin(Stdio::null());
+        command
+    };
+    tools::run(&mut apt(&["update"]))?;
+    let mut install = vec!["install", "--no-install-recommends"];
+    install.extend(&packages);
+    tools::run(&mut apt(&install))?;
+    match missing.iter().find(|n| !present(n.probe)) {
+        Some(need) => bail!("{} is still missing after installing {}", need.probe, need.packages.join(" ")),
+        None => Ok(()),
+    }
+}
+
+fn present(probe: &str) -> bool {
+    if probe.starts_with('/') {
+        return Path::new(probe).exists();
+    }
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).chain(["/usr/sbin".into(), "/sbin".into()]).any(|d| d.join(probe).is_file())
+}
+
+fn is_root() -> Result<bool> {
+    let id = Command::new("id").arg("-u").output().context("cannot run id")?;
+    Ok(id.stdout.trim_ascii() == b"0")
+}
+
+fn agreed() -> Result<bool> {
+    eprint!("Install them now? [Y/n] ");
+    std::io::stderr().flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    Ok(matches!(answer.trim().to_lowercase().as_str(), "" | "y" | "yes"))
+}

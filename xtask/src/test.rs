@@ -1,0 +1,40 @@
+//! `cargo xtask test`: set-up and every test.
+
+use crate::{Consent, setup, tools};
+use anyhow::Result;
+
+/// Options of `cargo xtask test`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    consent: Consent,
+    /// Passed on to `cargo test` after `--`, for example the name of one test
+    #[arg(last = true)]
+    rest: Vec<String>,
+}
+
+impl Options {
+    /// Every test.
+    pub(crate) fn of(consent: Consent) -> Self {
+        Self { consent, rest: Vec::new() }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut steps = tools::Steps::default();
+    steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP, setup::FOR_TEST]))?;
+    steps.step("npm packages", tools::npm_packages)?;
+    steps.step("tools", tools::build_tools)?;
+    let release = steps.step("guest image", tools::build_release)?;
+    steps.step("tests", || {
+        tools::run(
+            tools::command("cargo")
+                .args(["test", "--locked", "--workspace", "--"])
+                .args(&options.rest)
+                .env("REDOUBT_RELEASE", &release)
+                .env("REDOUBT_BIN", tools::target().join("debug")),
+        )
+    })?;
+    eprintln!("\nTime per step\n{}", steps.table());
+    Ok(())
+}
