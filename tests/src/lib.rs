@@ -1,1 +1,209 @@
-//! End-to-end scenarios and the must-fail suite.
+//! End-to-end scenarios and the must-fail suite: what they share.
+//!
+//! A scenario tells a story in terms of a [`Node`] and its clients; everything goes through the programs that
+//! a user has (`redoubt`, the JavaScript agent). `cargo xtask test` builds programs and images first and names
+//! them in `REDOUBT_BIN` and `REDOUBT_RELEASE`; without these a scenario says that it is skipped.
+
+use anyhow::{Context, Result, bail};
+use nix::{sys::signal, unistd::Pid};
+use serde_json::Value;
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+/// Programs and release under test.
+pub struct Setup {
+    bin: PathBuf,
+    /// Directory of the release.
+    pub release: PathBuf,
+}
+
+impl Setup {
+    /// From the environment; `None`, with a line that says so, when this is not a run by `cargo xtask test`.
+    pub fn find() -> Option<Self> {
+        let of = |name| std::env::var_os(name).map(PathBuf::from);
+        match (of("REDOUBT_BIN"), of("REDOUBT_RELEASE")) {
+            (Some(bin), Some(release)) => Some(Self { bin, release }),
+            _ => {
+                println!("skipped: needs the programs and images that `cargo xtask test` builds first");
+                None
+            }
+        }
+    }
+
+    /// A copy of the release that a test may damage.
+    pub fn copy_of_release(&self) -> Result<tempfile::TempDir> {
+        let copy = tempfile::tempdir()?;
+        for entry in std::fs::read_dir(&self.release)? {
+            let entry = entry?;
+            std::fs::copy(entry.path(), copy.path().join(entry.file_name()))?;
+        }
+        Ok(copy)
+    }
+
+    /// The command `redoubt`.
+    pub fn redoubt<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(&self, arguments: I) -> Result<Output> {
+        Command::new(self.bin.join("redoubt"))
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot run redoubt")
+    }
+}
+
+/// A virtual node with a directory of its own; it is stopped when this is dropped.
+pub struct Node<'a> {
+    setup: &'a Setup,
+    dir: tempfile::TempDir,
+}
+
+impl<'a> Node<'a> {
+    /// A node that was never started.
+    pub fn new(setup: &'a Setup) -> Result<Self> {
+        Ok(Self { setup, dir: tempfile::tempdir()? })
+    }
+
+    /// `redoubt COMMAND --node-dir ...`, whatever comes of it.
+    pub fn redoubt(&self, command: &str, arguments: &[&OsStr]) -> Result<Output> {
+        let node_dir = [OsStr::new(command), OsStr::new("--node-dir"), self.dir.path().as_os_str()];
+        self.setup.redoubt(node_dir.iter().chain(arguments))
+    }
+
+    /// Boots the node and waits until it is attested; what `redoubt up --json` prints.
+    pub fn up(&self) -> Result<Value> {
+        json(self.up_with(&self.setup.release, &[])?)
+    }
+
+    /// `redoubt up` with another release or further arguments, whatever comes of it. The guest is always
+    /// emulated, so that the scenarios take the same road on every machine.
+    pub fn up_with(&self, release: &Path, arguments: &[&str]) -> Result<Output> {
+        let fixed = ["--json", "--detach", "--accel", "tcg", "--release"];
+        let mut all: Vec<&OsStr> = fixed.iter().map(OsStr::new).collect();
+        all.push(release.as_os_str());
+        all.extend(arguments.iter().map(OsStr::new));
+        self.redoubt("up", &all)
+    }
+
+    /// What `redoubt status --json` prints.
+    pub fn status(&self) -> Result<Value> {
+        json(self.redoubt("status", &[OsStr::new("--json")])?)
+    }
+
+    /// Address of the plain HTTP gateway.
+    pub fn url(&self) -> Result<String> {
+        Ok(self.status()?["urls"]["http"].as_str().context("status names no HTTP address")?.to_owned())
+    }
+
+    /// Asks until the status fulfils the condition.
+    pub fn wait_for(&self, what: &str, limit: Duration, condition: impl Fn(&Value) -> bool) -> Result<Value> {
+        let started = Instant::now();
+        loop {
+            let status = self.status()?;
+            if condition(&status) {
+                return Ok(status);
+            }
+            if started.elapsed() > limit {
+                bail!("waited {limit:?} for {what}; the last status was {status:#}");
+            }
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+
+    /// The QEMU process of this node.
+    pub fn qemu(&self) -> Result<Pid> {
+        let agent = self.status()?["pid"].as_i64().context("status names no agent process")?;
+        for entry in std::fs::read_dir("/proc")? {
+            let name = entry?.file_name();
+            let Some(pid) = name.to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            // A process may end while it is being looked at.
+            let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+            let Some((program, rest)) = stat.rsplit_once(')') else { continue };
+            let parent = rest.split_whitespace().nth(1).and_then(|p| p.parse::<i64>().ok());
+            if parent == Some(agent) && program.contains("qemu-system") {
+                return Ok(Pid::from_raw(pid));
+            }
+        }
+        bail!("the agent {agent} has no QEMU process")
+    }
+
+    /// A power cut: SIGKILL to QEMU.
+    pub fn cut_power(&self) -> Result<()> {
+        signal::kill(self.qemu()?, signal::SIGKILL).context("cannot kill QEMU")
+    }
+
+    /// SIGKILL to the host agent itself; returns the QEMU that it leaves.
+    pub fn kill_agent(&self) -> Result<Pid> {
+        let qemu = self.qemu()?;
+        let agent = self.status()?["pid"].as_i64().context("status names no agent process")?;
+        signal::kill(Pid::from_raw(i32::try_from(agent)?), signal::SIGKILL).context("cannot kill the agent")?;
+        Ok(qemu)
+    }
+
+    /// Stops the node cleanly.
+    pub fn down(&self) -> Result<Value> {
+        json(self.redoubt("down", &[OsStr::new("--json")])?)
+    }
+}
+
+impl Drop for Node<'_> {
+    fn drop(&mut self) {
+        // The scenario has its verdict already; a node that never ran has nothing to stop.
+        let _ = self.redoubt("down", &[]);
+    }
+}
+
+/// Whether a process exists and is no zombie.
+pub fn runs(pid: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+/// Standard output of a successful command as JSON.
+pub fn json(output: Output) -> Result<Value> {
+    if !output.status.success() {
+        bail!("{}: {}", output.status, text(&output));
+    }
+    serde_json::from_slice(&output.stdout).with_context(|| format!("no JSON: {}", text(&output)))
+}
+
+/// Both outputs of a command, for messages.
+pub fn text(output: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// Deploys the Motoko counter; its canister id.
+pub fn deploy_counter(url: &str) -> Result<String> {
+    let deployed = script("deploy.mjs", &[url, "../canisters/counter.mo"])?;
+    Ok(deployed["canister_id"].as_str().context("deploy.mjs names no canister")?.to_owned())
+}
+
+/// Calls a method without arguments through the official agent; its result as a number.
+pub fn call(url: &str, canister: &str, method: &str) -> Result<u64> {
+    let called = script("call.mjs", &[url, canister, method])?;
+    number(&called["result"])
+}
+
+/// A natural number as the scripts print it: candid's `nat` has no bound, so it may be a string.
+pub fn number(value: &Value) -> Result<u64> {
+    match value {
+        Value::String(text) => text.parse().with_context(|| format!("no number: {text}")),
+        other => other.as_u64().with_context(|| format!("no number: {other}")),
+    }
+}
+
+fn script(name: &str, arguments: &[&str]) -> Result<Value> {
+    json(node(name).args(arguments).output().context("cannot run node")?)
+}
+
+/// Starts a script that prints a line per acknowledged update until its node dies.
+pub fn start_stream(url: &str, canister: &str) -> Result<Child> {
+    node("stream.mjs").args([url, canister]).stdout(Stdio::piped()).spawn().context("cannot run node")
+}
+
+fn node(script: &str) -> Command {
+    let mut command = Command::new("node");
+    command.current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("js")).arg(script).stdin(Stdio::null());
+    command
+}
