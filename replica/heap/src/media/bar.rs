@@ -1,0 +1,93 @@
+//! NVRAM behind a shared-memory PCI BAR (or, in trials, a shared memory file).
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::Path;
+
+use nix::sys::statfs::{SYSFS_MAGIC, TMPFS_MAGIC, fstatfs};
+
+use super::mapping::Mapping;
+use super::{LINE, Media, MediaError, MediaKind, range};
+
+/// A mapped PCI BAR: `resource2_wc` of an ivshmem device in sysfs. Streaming stores, fenced by `sfence`.
+#[derive(Debug)]
+pub struct BarMedia {
+    mapping: Mapping,
+    kind: MediaKind,
+}
+
+impl BarMedia {
+    /// Opens and maps a BAR by its path in sysfs.
+    pub fn open(path: &Path) -> Result<Self, MediaError> {
+        let file = OpenOptions::new().read(true).write(true).open(path);
+        let file = file.map_err(|source| failed(format!("open {}", path.display()), source))?;
+        Self::from_fd(file.into())
+    }
+
+    /// Maps a BAR whose file somebody else opened. Files that are neither in sysfs nor shared memory are
+    /// refused: `sfence` would not make their content durable.
+    pub fn from_fd(fd: OwnedFd) -> Result<Self, MediaError> {
+        let kind =
+            match fstatfs(&fd).map_err(|errno| failed("examine the BAR", errno.into()))?.filesystem_type() {
+                SYSFS_MAGIC => MediaKind::Bar,
+                TMPFS_MAGIC => MediaKind::SharedMemory,
+                _ => {
+                    let advice =
+                        "it is neither a PCI resource in sysfs nor shared memory; use it as a file medium";
+                    return Err(failed("map the file as NVRAM", io::Error::other(advice)));
+                }
+            };
+        let file = File::from(fd);
+        let length = file.metadata().map_err(|source| failed("measure the BAR", source))?.len();
+        // Whole cache lines only; a BAR's length is a power of two anyway.
+        let length = usize::try_from(length).unwrap_or(usize::MAX) / LINE * LINE;
+        let mapping = Mapping::new(&file, length).map_err(|source| failed("map the BAR", source))?;
+        Ok(Self { mapping, kind })
+    }
+}
+
+fn failed(action: impl Into<String>, source: io::Error) -> MediaError {
+    MediaError::new(action, 0, 0, source)
+}
+
+/// Like [`range`], and refuses what does not lie on whole cache lines.
+fn lines(
+    action: &str,
+    media: usize,
+    offset: u64,
+    length: usize,
+) -> Result<std::ops::Range<usize>, MediaError> {
+    let range = range(action, media, offset, length)?;
+    if range.start % LINE == 0 && length.is_multiple_of(LINE) {
+        return Ok(range);
+    }
+    Err(MediaError::new(action, offset, length, io::ErrorKind::InvalidInput.into()))
+}
+
+impl Media for BarMedia {
+    fn len(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    fn kind(&self) -> MediaKind {
+        self.kind
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MediaError> {
+        let range = range("read the BAR", self.mapping.len(), offset, into.len())?;
+        self.mapping.read(range.start, into);
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
+        let range = lines("write the BAR", self.mapping.len(), offset, bytes.len())?;
+        self.mapping.write(range.start, bytes);
+        Ok(())
+    }
+
+    fn fence(&mut self) -> Result<(), MediaError> {
+        self.mapping.fence();
+        Ok(())
+    }
+}

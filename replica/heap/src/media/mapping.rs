@@ -1,0 +1,126 @@
+//! Access to memory that others can change at any time.
+#![allow(unsafe_code, reason = "mapping a device and storing to it past the cache have no safe form")]
+
+use std::fs::File;
+use std::io;
+use std::num::NonZeroUsize;
+use std::ptr::NonNull;
+
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+
+use super::LINE;
+
+const WORD: usize = size_of::<u64>();
+
+/// A shared, writable mapping of the beginning of a file. No reference into it ever exists: all access is by
+/// volatile loads and by stores through the raw pointer, since the other side may write concurrently.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    start: NonNull<u8>,
+    length: usize,
+}
+
+// SAFETY: the mapping belongs to this value alone and is not tied to the thread that made it.
+unsafe impl Send for Mapping {}
+
+impl Mapping {
+    pub(super) fn new(file: &File, length: usize) -> io::Result<Self> {
+        let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file, 0) }?;
+        Ok(Self { start: start.cast(), length })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.length
+    }
+
+    /// Copies bytes out, fetching each word of the mapping once.
+    ///
+    /// # Panics
+    /// If the range is not within the mapping.
+    pub(super) fn read(&self, offset: usize, into: &mut [u8]) {
+        assert!(
+            offset.checked_add(into.len()).is_some_and(|end| end <= self.length),
+            "read within the mapping"
+        );
+        let mut at = offset;
+        let mut rest = into;
+        while !rest.is_empty() {
+            let skip = at % WORD;
+            let count = (WORD - skip).min(rest.len());
+            // SAFETY: the aligned word at `at - skip` lies within the mapping, whose start is page aligned and
+            // whose length is a multiple of the word: `at` is below the end by the assertion above.
+            let word = unsafe { self.start.add(at - skip).cast::<u64>().read_volatile() };
+            let (head, tail) = rest.split_at_mut(count);
+            head.copy_from_slice(&word.to_ne_bytes()[skip..skip + count]);
+            rest = tail;
+            at += count;
+        }
+    }
+
+    /// Streams whole cache lines into the mapping, past the cache where the processor can.
+    ///
+    /// # Panics
+    /// If the range is not within the mapping, or not on whole cache lines.
+    pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) {
+        assert!(
+            offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length),
+            "write within the mapping"
+        );
+        assert!(offset.is_multiple_of(LINE) && bytes.len().is_multiple_of(LINE), "write whole cache lines");
+        for (index, line) in bytes.chunks_exact(LINE).enumerate() {
+            // SAFETY: the line lies within the mapping (asserted above) and is aligned to 64 bytes, since the
+            // mapping is page aligned and the offset is a multiple of 64.
+            unsafe { store_line(self.start.add(offset + index * LINE), line) };
+        }
+    }
+
+    /// Orders and drains all earlier stores.
+    pub(super) fn fence(&mut self) {
+        // Also keeps the compiler from moving stores across.
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `sfence` is part of SSE, which every x86-64 processor has; it only orders stores.
+        unsafe {
+            std::arch::x86_64::_mm_sfence();
+        }
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by mmap with this length, and nothing refers to it any more. An error cannot be acted on.
+        let _ = unsafe { munmap(self.start.cast(), self.length) };
+    }
+}
+
+/// Stores one cache line.
+///
+/// # Safety
+/// `to` points at 64 writable bytes, aligned to 64; `line` has 64 bytes.
+#[cfg(target_arch = "x86_64")]
+unsafe fn store_line(to: NonNull<u8>, line: &[u8]) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm_stream_si128};
+    for index in 0..LINE / 16 {
+        // SAFETY: SSE2 is part of x86-64; source and destination are within the 64 bytes that the caller
+        // vouches for, and the destination is aligned to 16.
+        unsafe {
+            let value = _mm_loadu_si128(line.as_ptr().add(index * 16).cast());
+            _mm_stream_si128(to.add(index * 16).cast().as_ptr(), value);
+        }
+    }
+}
+
+/// Stores one cache line.
+///
+/// # Safety
+/// `to` points at 64 writable bytes, aligned to 64; `line` has 64 bytes.
+#[cfg(not(target_arch = "x86_64"))]
+unsafe fn store_line(to: NonNull<u8>, line: &[u8]) {
+    for (index, word) in line.as_chunks::<WORD>().0.iter().enumerate() {
+        // SAFETY: within the 64 bytes that the caller vouches for, and aligned to 8.
+        unsafe { to.add(index * WORD).cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
+    }
+}

@@ -1,0 +1,99 @@
+//! Where a heap is stored.
+
+mod bar;
+mod file;
+mod mapping;
+mod memory;
+
+pub use bar::BarMedia;
+pub use file::FileMedia;
+pub use memory::MemMedia;
+
+use std::io;
+
+use thiserror::Error;
+
+/// Granularity of [`Media::write`] in bytes: one cache line.
+pub(crate) const LINE: usize = 64;
+
+/// What a medium is, hence what a fence on it means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MediaKind {
+    /// Private memory of this process: survives nothing.
+    Memory,
+    /// A shared memory file (tmpfs): survives the process, not the machine.
+    SharedMemory,
+    /// A PCI BAR backed by the host's memory: as durable as what the host put behind it (NVDIMM: power cuts).
+    Bar,
+    /// A file or block device, fenced by fdatasync: survives power cuts.
+    File,
+}
+
+impl std::fmt::Display for MediaKind {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::Memory => "memory",
+            Self::SharedMemory => "shared-memory",
+            Self::Bar => "bar",
+            Self::File => "file",
+        })
+    }
+}
+
+/// An operation on a medium failed.
+#[derive(Debug, Error)]
+#[error("cannot {action} ({length} bytes at {offset})")]
+pub struct MediaError {
+    /// What was tried: a verb and its object.
+    pub action: String,
+    /// First byte concerned.
+    pub offset: u64,
+    /// Number of bytes concerned.
+    pub length: u64,
+    /// Why it failed.
+    #[source]
+    pub source: io::Error,
+}
+
+impl MediaError {
+    pub(crate) fn new(action: impl Into<String>, offset: u64, length: usize, source: io::Error) -> Self {
+        Self { action: action.into(), offset, length: length as u64, source }
+    }
+}
+
+/// A range of durable bytes.
+///
+/// Between two fences, writes may reach the medium in any order, in part (whole 8-byte words), or not at all.
+/// A fence that returned `Ok` promises that all earlier writes are durable. After an error from `write` or
+/// `fence` nothing is promised any more: the heap stops using the medium.
+pub trait Media: Send {
+    /// Length in bytes; does not change.
+    #[expect(clippy::len_without_is_empty, reason = "no medium is empty")]
+    fn len(&self) -> u64;
+
+    /// What this medium is.
+    fn kind(&self) -> MediaKind;
+
+    /// Copies bytes into private memory, each fetched once: whoever shares the medium may change it meanwhile.
+    fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MediaError>;
+
+    /// Writes bytes; offset and length are multiples of 64.
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError>;
+
+    /// Makes all earlier writes durable.
+    fn fence(&mut self) -> Result<(), MediaError>;
+}
+
+/// Checks that a range lies within a medium kept in memory.
+fn range(
+    action: &str,
+    media: usize,
+    offset: u64,
+    length: usize,
+) -> Result<std::ops::Range<usize>, MediaError> {
+    let start = usize::try_from(offset).ok();
+    let range = start.and_then(|start| Some(start..start.checked_add(length)?));
+    range
+        .filter(|range| range.end <= media)
+        .ok_or_else(|| MediaError::new(action, offset, length, io::ErrorKind::UnexpectedEof.into()))
+}
