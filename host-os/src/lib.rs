@@ -1,1 +1,39 @@
 //! The host agent: checks the machine and the release, launches and watches the guest.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`machine`] | the life of one guest: states, events, transitions; pure |
+//! | [`launch`] | what is launched, and the QEMU command line; pure |
+//! | [`config`] | the guest's configuration and its hash, HOST_DATA; pure |
+//! | [`status`] | status and metrics; pure |
+//! | [`check`], [`bundle`], [`hardware`], [`platform`], [`accel`] | what must be true before anything is launched |
+//! | [`node`], [`console`] | files of the node |
+//! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
+//! | [`attest`], `tls`, `gateway` | evidence of the guest, and the way to it |
+//! | [`agent`], [`http`], [`cli`] | the loop that joins them, its status port, its command line |
+//!
+//! The host is trusted for availability only. Nothing here can make a guest pass for what it is not: a verifier
+//! compares the guest's own evidence with the signed manifest, as this agent does for its gateway.
+
+pub mod accel;
+pub mod agent;
+pub mod attest;
+pub mod bundle;
+pub mod check;
+pub mod cli;
+pub mod config;
+pub mod console;
+mod gateway;
+mod guest;
+pub mod hardware;
+pub mod http;
+pub mod launch;
+pub mod machine;
+pub mod node;
+pub mod platform;
+#[cfg(feature = "virtual")]
+mod psp;
+pub mod qmp;
+pub mod status;
+mod sys;
+mod tls;

@@ -1,0 +1,447 @@
+//! The agent: feeds what happens into the state machine and does what it says.
+//!
+//! One task owns the machine, the guest and the status; everything else sends it messages. It runs on the main
+//! thread (a current-thread runtime), which is also what [`crate::sys`] needs.
+
+use crate::attest::{Expectations, Pin, chain, fetch_and_verify};
+use crate::check::{CheckError, Checked, Options, check};
+use crate::guest::{Guest, Report, Reporter, Reports, SpawnError, channels};
+use crate::http::{Shared, router};
+use crate::launch::Launch;
+use crate::machine::{Effect, Event, Machine, State, Time};
+use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
+use crate::qmp::Notice;
+use crate::status::{AttestedStatus, ReasonStatus, ReleaseStatus, Status};
+use release::FileName;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+/// Why the agent ended without having been asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Hardware or release are refused.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// The node directory cannot be used.
+    #[error(transparent)]
+    NodeDir(#[from] NodeDirError),
+    /// A port is taken.
+    #[error("cannot listen on 127.0.0.1:{port}: {source}; choose another port with --{option}")]
+    Port {
+        /// The port.
+        port: u16,
+        /// Its option.
+        option: &'static str,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The operating system refuses signals.
+    #[error("cannot handle signals: {0}")]
+    Signals(std::io::Error),
+    /// The operating system refuses an event loop.
+    #[error("cannot make an event loop: {0}; check the limit on open files")]
+    Runtime(std::io::Error),
+}
+
+impl AgentError {
+    /// A short fixed name, for scripts and tests.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Check(error) => error.code(),
+            Self::NodeDir(error) => error.code(),
+            Self::Port { .. } => "port-taken",
+            Self::Signals(_) | Self::Runtime(_) => "no-event-loop",
+        }
+    }
+}
+
+/// The ports that are tried first when the operator chose none.
+const PREFERRED: Ports = Ports { https: 18443, http: 18080, status: 18081 };
+
+/// Runs a node until it is told to stop. `record` is kept up to date in the node directory.
+pub async fn run(
+    options: Options,
+    node: NodeDir,
+    lock: Arc<NodeLock>,
+    record: &mut AgentRecord,
+) -> Result<(), AgentError> {
+    let started = Instant::now();
+    let mut terminate = signal(SignalKind::terminate()).map_err(AgentError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AgentError::Signals)?;
+    let (stop, mut stops) = mpsc::channel(4);
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            let _ = stop.send(()).await;
+        }
+    });
+
+    let (http, http_port) = listen(options.ports.http, PREFERRED.http, "http-port").await?;
+    let (status_listener, status_port) =
+        listen(options.ports.status, PREFERRED.status, "status-port").await?;
+    // QEMU binds this one itself; holding it here until then would not help, since it has to be free again.
+    let (_, https_port) = listen(options.ports.https, PREFERRED.https, "https-port").await?;
+    let ports = Ports { https: https_port, http: http_port, status: status_port };
+    record.ports = ports;
+    node.write_record(record)?;
+
+    let shared = Shared::new(first_status(ports, options.memory_mib), started);
+    let (pin, pin_receiver) = watch::channel(None);
+    let guest_address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.https));
+    tokio::spawn(crate::gateway::serve(http, guest_address, pin_receiver));
+    let routes = router(shared.clone());
+    tokio::spawn(async move { axum::serve(status_listener, routes).await });
+
+    let machine = Machine::new(options.policy);
+    let (reports, inbox) = mpsc::channel(64);
+    let mut agent = Agent {
+        machine,
+        started,
+        shared,
+        pin,
+        guest: None,
+        number: 0,
+        reports,
+        guest_address,
+        cause: None,
+        attestation: None,
+    };
+
+    // Hashing and probing block, so they run on a thread of their own; a stop request does not wait for them.
+    let shared = agent.shared.clone();
+    let progress = move |step: &str| {
+        tracing::info!(step, "checking");
+        shared.update(|status| status.step = step.to_owned());
+    };
+    let checked = {
+        let (options, node) = (options.clone(), node.clone());
+        tokio::task::spawn_blocking(move || check(&options, &node, &lock, &progress))
+    };
+    let checked = tokio::select! {
+        checked = checked => match checked {
+            Ok(result) => result?,
+            Err(error) => return Err(CheckError::Interrupted(error.to_string()).into()),
+        },
+        _ = stops.recv() => return Ok(()),
+    };
+    agent.checked(&checked, record);
+    node.write_record(record)?;
+    agent.watch(&options, &node, &checked, stops, inbox).await;
+    Ok(())
+}
+
+/// Binds the port asked for; without one the preferred port, or any that is free.
+async fn listen(
+    asked: Option<u16>,
+    preferred: u16,
+    option: &'static str,
+) -> Result<(TcpListener, u16), AgentError> {
+    let bind = async |port: u16| {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+        let port = listener.local_addr()?.port();
+        Ok((listener, port))
+    };
+    let port = asked.unwrap_or(preferred);
+    match (bind(port).await, asked) {
+        (Ok(bound), _) => Ok(bound),
+        (Err(source), Some(_)) => Err(AgentError::Port { port, option, source }),
+        (Err(_), None) => bind(0).await.map_err(|source| AgentError::Port { port, option, source }),
+    }
+}
+
+fn first_status(ports: Ports, memory_mib: u32) -> Status {
+    Status {
+        version: 1,
+        pid: std::process::id(),
+        state: State::Checking.name().into(),
+        step: String::new(),
+        guest: None,
+        attested: None,
+        attestation_error: String::new(),
+        ports,
+        urls: ports.into(),
+        restarts: 0,
+        reasons: Vec::new(),
+        release: None,
+        accel: None,
+        accel_reason: String::new(),
+        memory_mib,
+        uptime_s: 0,
+    }
+}
+
+struct Agent {
+    machine: Machine,
+    started: Instant,
+    shared: Shared,
+    pin: watch::Sender<Option<Pin>>,
+    guest: Option<Guest>,
+    /// Number of the present launch.
+    number: u64,
+    reports: Reports,
+    guest_address: SocketAddr,
+    /// What QEMU or the guest announced as the cause of its end.
+    cause: Option<String>,
+    /// The task that fetches evidence.
+    attestation: Option<AbortHandle>,
+}
+
+impl Agent {
+    fn now(&self) -> Time {
+        self.started.elapsed()
+    }
+
+    fn checked(&self, checked: &Checked, record: &mut AgentRecord) {
+        let manifest = checked.release.manifest();
+        let release = ReleaseStatus {
+            version: manifest.manifest().version.clone(),
+            profile: manifest.manifest().profile.to_string(),
+            digest: manifest.digest().to_string(),
+            signatures: manifest.signers().len(),
+            security_epoch: manifest.manifest().security_epoch,
+            vcpus: checked.release.vcpus(),
+            measurement: hex::encode(checked.release.measurement().0),
+            host_data: hex::encode(checked.config.host_data()),
+        };
+        tracing::info!(
+            version = release.version,
+            measurement = release.measurement,
+            "the release is approved and its files are as signed"
+        );
+        record.release = release.version.clone();
+        record.digest = release.digest.clone();
+        record.measurement = release.measurement.clone();
+        self.shared.update(|status| {
+            status.release = Some(release);
+            if let Some((accel, reason)) = checked.platform.accel() {
+                tracing::info!(%accel, reason, "how the guest is executed");
+                status.accel = Some(accel);
+                status.accel_reason = reason.to_owned();
+            }
+        });
+    }
+
+    /// The main loop: until the machine is stopped.
+    async fn watch(
+        &mut self,
+        options: &Options,
+        node: &NodeDir,
+        checked: &Checked,
+        mut stops: mpsc::Receiver<()>,
+        mut inbox: mpsc::Receiver<(u64, Report)>,
+    ) {
+        let mut event = Event::CheckPassed;
+        loop {
+            let before = self.machine.state();
+            let effect = self.machine.step(event, self.now());
+            self.entered(before, &checked.expectations);
+            event = match effect {
+                Some(Effect::Launch) => match self.launch(options, node, checked) {
+                    Ok(()) => Event::Launched,
+                    Err(error) => Event::LaunchFailed(chain(&error)),
+                },
+                Some(Effect::PowerOff) => {
+                    tracing::info!("asking the guest to power off");
+                    if let Some(guest) = &self.guest {
+                        guest.power_off();
+                    }
+                    self.next(&mut stops, &mut inbox).await
+                }
+                Some(Effect::Kill) => {
+                    tracing::warn!("killing QEMU");
+                    if let Some(guest) = &mut self.guest {
+                        guest.kill();
+                    }
+                    self.next(&mut stops, &mut inbox).await
+                }
+                None if self.machine.state() == State::Stopped => return,
+                None => self.next(&mut stops, &mut inbox).await,
+            };
+        }
+    }
+
+    /// Waits for the next event.
+    async fn next(
+        &mut self,
+        stops: &mut mpsc::Receiver<()>,
+        inbox: &mut mpsc::Receiver<(u64, Report)>,
+    ) -> Event {
+        loop {
+            let deadline = self.machine.deadline().map(|deadline| self.started + deadline);
+            let timer = async {
+                match deadline {
+                    Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let guest = &mut self.guest;
+            let ended = async {
+                match guest {
+                    Some(guest) => guest.ended().await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                Some(()) = stops.recv() => return Event::StopRequested,
+                status = ended => {
+                    let cause = self.cause.take();
+                    self.pin.send_replace(None);
+                    self.shared.update(|status| {
+                        status.guest = None;
+                        status.attested = None;
+                    });
+                    let reason = match self.guest.take() {
+                        Some(guest) => guest.explain(status, cause.as_deref()).await,
+                        None => "QEMU ended".into(),
+                    };
+                    tracing::info!(reason, "QEMU ended");
+                    return Event::Exited(reason);
+                }
+                Some((number, report)) = inbox.recv() => {
+                    if number == self.number && self.guest.is_some()
+                        && let Some(event) = self.heard(report)
+                    {
+                        return event;
+                    }
+                }
+                () = timer => return Event::Timer,
+            }
+        }
+    }
+
+    /// Takes one report of the present guest; some are events.
+    fn heard(&mut self, report: Report) -> Option<Event> {
+        match report {
+            Report::Greeted => {
+                if let Some(guest) = &mut self.guest {
+                    guest.greeted = true;
+                }
+                self.shared.update(|status| status.step = "the guest has its configuration".into());
+                None
+            }
+            Report::Health(health) => {
+                let phase = health.phase;
+                self.shared.update(|status| status.guest = Some(health));
+                Some(Event::Health(phase))
+            }
+            Report::Stopping(reason) => {
+                tracing::info!(reason, "the guest is stopping");
+                self.cause = Some(format!("the guest said: {reason}"));
+                None
+            }
+            Report::PortClosed(reason) => Some(Event::PortClosed(reason)),
+            Report::Qemu(Notice::Shutdown(reason)) => {
+                self.cause.get_or_insert(reason);
+                None
+            }
+            Report::Qemu(Notice::Paused(reason)) => {
+                tracing::error!(reason, "the guest is paused");
+                self.shared.update(|status| status.step = reason);
+                None
+            }
+            Report::Attested(Ok(attested)) => {
+                tracing::info!(tls_key = ?attested.pin, "the guest's evidence is verified");
+                self.shared.update(|status| {
+                    status.attested = Some(AttestedStatus::from(&*attested));
+                    status.attestation_error.clear();
+                });
+                self.pin.send_replace(Some(attested.pin.clone()));
+                None
+            }
+            Report::Attested(Err(error)) => {
+                tracing::warn!(error, "the guest is not attested");
+                self.shared.update(|status| status.attestation_error = error);
+                None
+            }
+        }
+    }
+
+    /// Follows a change of state.
+    fn entered(&mut self, before: State, expectations: &Expectations) {
+        let state = self.machine.state();
+        let name = state.name();
+        if before.name() != name {
+            tracing::info!(from = before.name(), to = name, "state");
+        }
+        let machine = &self.machine;
+        self.shared.update(|status| {
+            if status.state != name {
+                status.step.clear();
+            }
+            status.state = name.to_owned();
+            status.restarts = machine.restarts();
+            status.reasons = machine
+                .reasons()
+                .map(|(at, reason)| ReasonStatus { at_s: at.as_secs(), reason: reason.clone() })
+                .collect();
+        });
+        let ready_again = matches!(state, State::Ready { .. }) && !matches!(before, State::Ready { .. });
+        // The replica makes its TLS key at its start, so what was proved before may no longer hold.
+        if ready_again && let Some(guest) = &mut self.guest {
+            self.pin.send_replace(None);
+            self.shared.update(|status| status.attested = None);
+            let report = Reporter { number: self.number, reports: self.reports.clone() };
+            if let Some(older) = self.attestation.take() {
+                older.abort();
+            }
+            let task = attest(self.guest_address, expectations.clone(), report);
+            self.attestation = Some(guest.attach(task));
+        }
+    }
+
+    fn launch(&mut self, options: &Options, node: &NodeDir, checked: &Checked) -> Result<(), SpawnError> {
+        self.number += 1;
+        self.cause = None;
+        let release = &checked.release;
+        let (ends, _qemu_ends, channels) = channels()?;
+        let connected = checked.platform.connect()?;
+        let launch = Launch {
+            platform: connected.platform,
+            memory_mib: options.memory_mib,
+            vcpus: release.vcpus(),
+            firmware: release.file(FileName::Firmware).path(),
+            kernel: release.file(FileName::Kernel).path(),
+            initrd: release.file(FileName::Initrd).path(),
+            command_line: release.manifest().manifest().guest.command_line.clone(),
+            nvram: checked.nvram.clone(),
+            nvram_bytes: options.nvram_bytes,
+            disk: checked.disk.clone(),
+            https_port: self.guest_address.port(),
+            channels,
+        };
+        let mut guest = Guest::spawn(
+            &options.qemu,
+            &launch,
+            ends,
+            &node.console_log(),
+            checked.config.clone(),
+            self.number,
+            &self.reports,
+        )?;
+        guest.attach(connected.task);
+        tracing::info!(pid = guest.pid(), launch = self.number, "QEMU runs");
+        self.guest = Some(guest);
+        Ok(())
+    }
+}
+
+/// Tries until the evidence is verified; a guest under load may need a moment.
+async fn attest(address: SocketAddr, expectations: Expectations, report: Reporter) {
+    let mut wait = Duration::from_secs(1);
+    loop {
+        match fetch_and_verify(address, &expectations).await {
+            Ok(attested) => return report.send(Report::Attested(Ok(Box::new(attested)))).await,
+            Err(error) => report.send(Report::Attested(Err(chain(&error)))).await,
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(30));
+    }
+}

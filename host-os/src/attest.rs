@@ -1,0 +1,235 @@
+//! The verifier's side of attestation: fetch evidence from a guest with a fresh nonce, and verify it for the very
+//! TLS connection over which it came.
+
+use crate::http::{GetError, get_once};
+use crate::tls::{KeyHash, client_config, public_key};
+use attestation::{Evidence, EvidenceError, Measurement, Policy, Refusal, TrustAnchors, Verified};
+use release::Profile;
+use ring::rand::{SecureRandom, SystemRandom};
+use rustls::pki_types::ServerName;
+use sha2::{Digest, Sha256};
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Longest evidence that is read, in bytes. Report and certificates have about 8 KiB.
+pub const MAX_EVIDENCE: usize = 64 * 1024;
+/// Patience for connection, handshake and answer; an emulated guest is slow.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What a verifier insists on.
+#[derive(Debug, Clone)]
+pub struct Expectations {
+    /// Measurements of which the guest must have one.
+    pub measurements: Vec<Measurement>,
+    /// Hash of the guest's configuration; `None` accepts any.
+    pub host_data: Option<[u8; 32]>,
+    /// The roots that are believed.
+    pub anchors: TrustAnchors,
+}
+
+/// The roots that a verifier believes for nodes of this kind; `None` where this build knows none.
+pub fn anchors(profile: Profile) -> Option<TrustAnchors> {
+    match profile {
+        Profile::Production => Some(TrustAnchors::amd()),
+        #[cfg(feature = "virtual")]
+        Profile::Virtual => Some(simulated_psp::root::anchors()),
+        #[cfg(not(feature = "virtual"))]
+        Profile::Virtual => None,
+    }
+}
+
+/// Why no evidence could be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// No connection.
+    #[error("cannot connect to {address}: {source}; check that the node runs and that the port is right")]
+    Connect {
+        /// The guest.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// No TLS, or no certificate in it.
+    #[error("no TLS with {address}: {reason}")]
+    Tls {
+        /// The guest.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// The guest does not give evidence.
+    #[error("{address} gives no evidence")]
+    Evidence {
+        /// The guest.
+        address: SocketAddr,
+        /// Why.
+        source: GetError,
+    },
+    /// What came is no evidence.
+    #[error("what {address} gave is no evidence")]
+    Malformed {
+        /// The guest.
+        address: SocketAddr,
+        /// Why.
+        source: EvidenceError,
+    },
+    /// Too slow.
+    #[error("{address} did not answer within {} s", PATIENCE.as_secs())]
+    Timeout {
+        /// The guest.
+        address: SocketAddr,
+    },
+    /// The machine has no randomness or no clock.
+    #[error("this machine cannot make a fresh nonce")]
+    Nonce,
+}
+
+/// Evidence is missing or refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestError {
+    /// No evidence.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// Evidence that proves something else, or nothing.
+    #[error("the evidence is refused")]
+    Refused(#[from] Refusal),
+    /// The proved key cannot be used for TLS.
+    #[error("the proved TLS key cannot be pinned: {0}")]
+    Pin(#[from] rustls::Error),
+}
+
+/// Evidence as it came, with what it has to be bound to. Proves nothing yet.
+#[derive(Debug, Clone)]
+pub struct Fetched {
+    /// The evidence.
+    pub evidence: Evidence,
+    /// The nonce that was sent.
+    pub nonce: [u8; 32],
+    /// SubjectPublicKeyInfo (DER) of the TLS connection.
+    pub tls_key: Vec<u8>,
+}
+
+/// What verified evidence proved about one TLS key.
+#[derive(Debug, Clone)]
+pub struct Attested {
+    /// What was verified, with the report.
+    pub verified: Verified,
+    /// What was presented.
+    pub fetched: Fetched,
+    /// Seconds since 1970 of the verification.
+    pub at_unix_s: u64,
+    /// For connections to the same guest.
+    pub pin: Pin,
+}
+
+/// A TLS key that verified evidence proved. Only [`fetch_and_verify`] makes one.
+#[derive(Clone)]
+pub struct Pin {
+    key_hash: KeyHash,
+    connector: TlsConnector,
+}
+
+impl std::fmt::Debug for Pin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Pin({})", hex::encode(self.key_hash))
+    }
+}
+
+impl Pin {
+    pub(crate) fn of(key_hash: KeyHash) -> Result<Self, rustls::Error> {
+        Ok(Self { key_hash, connector: TlsConnector::from(client_config(Some(key_hash))?) })
+    }
+
+    /// SHA-256 of the key.
+    pub fn key_hash(&self) -> &KeyHash {
+        &self.key_hash
+    }
+
+    /// Opens TLS to the proved key and to no other.
+    pub fn connector(&self) -> PinnedConnector<'_> {
+        PinnedConnector(&self.connector)
+    }
+}
+
+/// See [`Pin::connector`].
+pub struct PinnedConnector<'a>(&'a TlsConnector);
+
+impl PinnedConnector<'_> {
+    /// Opens TLS over `stream`.
+    pub async fn connect(
+        &self,
+        address: std::net::IpAddr,
+        stream: TcpStream,
+    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        self.0.connect(ServerName::IpAddress(address.into()), stream).await
+    }
+}
+
+/// Fetches evidence with a fresh nonce.
+pub async fn fetch(address: SocketAddr) -> Result<Fetched, FetchError> {
+    match tokio::time::timeout(PATIENCE, fetch_without_limit(address)).await {
+        Ok(result) => result,
+        Err(_) => Err(FetchError::Timeout { address }),
+    }
+}
+
+async fn fetch_without_limit(address: SocketAddr) -> Result<Fetched, FetchError> {
+    let mut nonce = [0; 32];
+    SystemRandom::new().fill(&mut nonce).map_err(|_| FetchError::Nonce)?;
+    let tls = |error: &dyn std::fmt::Display| FetchError::Tls { address, reason: error.to_string() };
+    let connector = TlsConnector::from(client_config(None).map_err(|error| tls(&error))?);
+    let stream =
+        TcpStream::connect(address).await.map_err(|source| FetchError::Connect { address, source })?;
+    let name = ServerName::IpAddress(address.ip().into());
+    let stream = connector.connect(name, stream).await.map_err(|error| tls(&error))?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let tls_key = public_key(certificate.ok_or_else(|| tls(&"it shows no certificate"))?)
+        .map_err(|error| tls(&error))?;
+    let path = format!("/evidence?nonce={}", hex::encode(nonce));
+    let body = get_once(stream, &address.to_string(), &path, MAX_EVIDENCE)
+        .await
+        .map_err(|source| FetchError::Evidence { address, source })?;
+    let evidence = Evidence::from_json(&body).map_err(|source| FetchError::Malformed { address, source })?;
+    Ok(Fetched { evidence, nonce, tls_key })
+}
+
+/// Verifies evidence for this nonce and TLS key. No I/O.
+pub fn verify(fetched: &Fetched, expected: &Expectations, now_unix_s: u64) -> Result<Verified, Refusal> {
+    let kind = expected.anchors.kind();
+    let report_data = attestation::binding::report_data(kind, &fetched.nonce, &fetched.tls_key);
+    let mut policy = Policy::new(expected.measurements.iter().copied(), report_data);
+    policy.host_data = expected.host_data;
+    attestation::verify(&fetched.evidence, &policy, &expected.anchors, now_unix_s)
+}
+
+/// Fetches evidence with a fresh nonce and verifies it; what comes back is proved for the TLS key it names.
+pub async fn fetch_and_verify(address: SocketAddr, expected: &Expectations) -> Result<Attested, AttestError> {
+    let fetched = fetch(address).await?;
+    let at_unix_s = unix_time();
+    let verified = verify(&fetched, expected, at_unix_s)?;
+    let pin = Pin::of(Sha256::digest(&fetched.tls_key).into())?;
+    Ok(Attested { verified, fetched, at_unix_s, pin })
+}
+
+/// Seconds since 1970; 0 on a machine whose clock is before that.
+pub fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// An error with all its causes in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        // Some errors repeat their cause in their own text.
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,161 @@
+//! Everything that has to be true before QEMU is started: the machine, the release, the node's files.
+//!
+//! The steps are in the order in which a refusal costs least and says most.
+
+use crate::accel;
+use crate::attest::Expectations;
+use crate::bundle::{self, CheckedRelease, ReleaseError, ReleaseFiles, RootSource};
+use crate::config::{ConfigText, virtual_guest};
+use crate::machine::Policy;
+use crate::node::{NodeDir, NodeDirError, NodeLock};
+use crate::platform::{self, CheckedPlatform};
+use release::Profile;
+use std::path::PathBuf;
+
+/// What the agent is asked to run.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The release's manifest; its files lie beside it.
+    pub manifest: PathBuf,
+    /// The release keys.
+    pub root: RootSource,
+    /// Kind of node.
+    pub profile: Profile,
+    /// Memory of the guest in MiB.
+    pub memory_mib: u32,
+    /// Number of virtual processors.
+    pub vcpus: u32,
+    /// Size of the NVRAM in bytes: a power of two.
+    pub nvram_bytes: u64,
+    /// Size of the disk in bytes.
+    pub disk_bytes: u64,
+    /// Ports on 127.0.0.1.
+    pub ports: PortChoice,
+    /// How to execute the guest.
+    pub accel: accel::Choice,
+    /// The QEMU program.
+    pub qemu: PathBuf,
+    /// Names of hardware checks whose failure is accepted.
+    pub ignore_hardware: Vec<String>,
+    /// When to lose patience.
+    pub policy: Policy,
+}
+
+/// Ports on 127.0.0.1; `None` leaves the choice to the agent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PortChoice {
+    /// The guest's HTTPS interface.
+    pub https: Option<u16>,
+    /// The gateway.
+    pub http: Option<u16>,
+    /// Status and metrics.
+    pub status: Option<u16>,
+}
+
+/// Why nothing is launched.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckError {
+    /// The machine does not fit the specification.
+    #[error("this machine does not fit the hardware specification `{spec}`:\n{findings}")]
+    Hardware {
+        /// Name of the specification.
+        spec: String,
+        /// One line per failed check: expected, found, fix.
+        findings: String,
+    },
+    /// The specification itself cannot be used.
+    #[error(
+        "the hardware specification `{spec}` cannot be used: {reason}; this program is damaged, install it again"
+    )]
+    Specification {
+        /// Name of the specification.
+        spec: String,
+        /// Why.
+        reason: String,
+    },
+    /// The release is refused.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// The node's files cannot be used.
+    #[error(transparent)]
+    NodeDir(#[from] NodeDirError),
+    /// The guest's configuration cannot be made.
+    #[error("the guest's configuration cannot be written: {0}")]
+    Config(#[from] serde_json::Error),
+    /// This program cannot launch guests of that profile.
+    #[error(
+        "this build of the agent cannot launch guests of the profile `{0}`; use a build or a release for the other profile"
+    )]
+    Profile(Profile),
+    /// The simulated secure processor cannot be set up.
+    #[error(
+        "the simulated secure processor cannot be used: {0}; remove the directory `chip` of the node to give it a new one"
+    )]
+    Chip(String),
+    /// The checks broke off.
+    #[error("the checks broke off: {0}; this is a defect of the agent, please report it")]
+    Interrupted(String),
+}
+
+impl CheckError {
+    /// A short fixed name, for scripts and tests.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Hardware { .. } => "hardware-refused",
+            Self::Specification { .. } => "hardware-spec-unusable",
+            Self::Release(error) => error.code(),
+            Self::NodeDir(error) => error.code(),
+            Self::Config(_) => "config-unwritable",
+            Self::Profile(_) => "profile-not-built",
+            Self::Chip(_) => "simulated-chip-unusable",
+            Self::Interrupted(_) => "checks-interrupted",
+        }
+    }
+}
+
+/// What was checked and may be launched.
+#[derive(Debug)]
+pub struct Checked {
+    /// The release.
+    pub release: CheckedRelease,
+    /// What protects the guest.
+    pub platform: CheckedPlatform,
+    /// The guest's configuration.
+    pub config: ConfigText,
+    /// File behind the NVRAM.
+    pub nvram: PathBuf,
+    /// Disk image.
+    pub disk: PathBuf,
+    /// What the guest's evidence must say.
+    pub expectations: Expectations,
+}
+
+/// Checks everything; blocks for as long as hashing and the KVM probe take. `progress` hears what is being done.
+pub fn check(
+    options: &Options,
+    node: &NodeDir,
+    lock: &NodeLock,
+    progress: &dyn Fn(&str),
+) -> Result<Checked, CheckError> {
+    let anchors = crate::attest::anchors(options.profile).ok_or(CheckError::Profile(options.profile))?;
+    progress("checking this machine against the hardware specification");
+    crate::hardware::check(options, node)?;
+
+    progress("verifying the manifest's signatures");
+    let root = options.root.load()?;
+    let manifest = bundle::manifest(&options.manifest, &root, options.profile)?;
+    progress("checking the release's files and recomputing the launch measurement");
+    let release = ReleaseFiles::read(&options.manifest, manifest)?.seal(options.vcpus)?;
+
+    progress("preparing NVRAM and disk");
+    let nvram = node.nvram(lock, options.nvram_bytes)?;
+    let disk = node.disk(lock, options.disk_bytes)?;
+    let config = ConfigText::new(&virtual_guest())?;
+    let expectations = Expectations {
+        measurements: vec![*release.measurement()],
+        host_data: Some(config.host_data()),
+        anchors,
+    };
+    let platform = platform::set_up(options, node, &release, &config, progress)?;
+    Ok(Checked { release, platform, config, nvram, disk, expectations })
+}

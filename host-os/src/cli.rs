@@ -1,0 +1,274 @@
+//! The command line of the agent: `host-os run`. Also inside `redoubt`, which starts itself as the agent.
+
+use crate::accel::Choice;
+use crate::agent::{self, AgentError};
+use crate::attest::{chain, unix_time};
+use crate::bundle::RootSource;
+use crate::check::{CheckError, Options, PortChoice};
+use crate::console::{LIMIT, RotatingFile};
+use crate::machine::Policy;
+use crate::node::{AgentRecord, End, NodeDir, NodeDirError, Ports};
+use clap::{Args, ValueEnum};
+use release::Profile;
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// Exit codes of the agent, for `--help`.
+pub const EXIT_CODES: &str = "\
+Exit codes:
+  0  the node was stopped as asked
+  1  something else failed (node directory, ports, QEMU)
+  2  the command line was wrong
+  3  this machine does not fit the hardware specification
+  4  the manifest or the root is refused (signatures, form, profile)
+  5  a file of the release is refused (size, hash)
+  6  the launch measurement is not the manifest's
+  7  another agent runs in the node directory";
+
+/// Runs a node in the foreground: checks machine and release, launches the guest, watches it, serves status.
+#[derive(Debug, Args)]
+#[command(after_help = EXIT_CODES)]
+pub struct RunArgs {
+    /// Directory that holds everything of this node; made if absent
+    #[arg(long, value_name = "DIR")]
+    pub node_dir: PathBuf,
+    /// Manifest of the release to run; its files lie beside it
+    #[arg(long, value_name = "FILE")]
+    pub release: PathBuf,
+    /// Root: the keys that may sign releases [default in builds for virtual nodes: the development root]
+    #[arg(long, value_name = "FILE")]
+    #[cfg_attr(not(feature = "virtual"), arg(required = true))]
+    pub root: Option<PathBuf>,
+    /// Kind of node
+    #[arg(long, value_enum)]
+    pub profile: ProfileArg,
+    /// Memory of the guest in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
+    pub memory: u32,
+    /// Number of virtual processors; the release has a measurement for each number it supports
+    #[arg(long, value_name = "N", default_value_t = 2)]
+    pub vcpus: u32,
+    /// Size of the NVRAM in MiB, a power of two; cannot be changed later
+    #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = power_of_two)]
+    pub nvram: u32,
+    /// Size of the disk in MiB; cannot be changed later
+    #[arg(long, value_name = "MIB", default_value_t = 4096, value_parser = clap::value_parser!(u32).range(16..=16_777_216))]
+    pub disk: u32,
+    /// Port on 127.0.0.1 of the guest's HTTPS interface [default: 18443, or a free one]
+    #[arg(long, value_name = "PORT")]
+    pub https_port: Option<u16>,
+    /// Port on 127.0.0.1 of the gateway, plain HTTP to the attested guest [default: 18080, or a free one]
+    #[arg(long, value_name = "PORT")]
+    pub http_port: Option<u16>,
+    /// Port on 127.0.0.1 of status and metrics [default: 18081, or a free one]
+    #[arg(long, value_name = "PORT")]
+    pub status_port: Option<u16>,
+    /// How to execute the guest
+    #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
+    pub accel: AccelArg,
+    /// The QEMU program
+    #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
+    pub qemu: PathBuf,
+    /// Go on although the hardware check of this name fails; may be repeated
+    #[arg(long, value_name = "CHECK")]
+    pub ignore_hardware: Vec<String>,
+    /// Stop when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub stop_with_parent: bool,
+    /// Leave the terminal's session
+    #[arg(long, hide = true)]
+    pub new_session: bool,
+}
+
+/// See [`Profile`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ProfileArg {
+    /// Machines with SEV-SNP
+    Production,
+    /// Virtual nodes with a simulated secure processor
+    Virtual,
+}
+
+/// See [`Choice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum AccelArg {
+    /// KVM where a probe shows that it boots, else TCG
+    Auto,
+    /// Hardware virtualisation
+    Kvm,
+    /// QEMU's translator
+    Tcg,
+}
+
+fn power_of_two(text: &str) -> Result<u32, String> {
+    match text.parse::<u32>() {
+        Ok(mib) if mib.is_power_of_two() && mib <= 65_536 => Ok(mib),
+        Ok(_) => Err("must be a power of two, at most 65536".into()),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+impl ProfileArg {
+    /// The profile.
+    pub fn profile(self) -> Profile {
+        match self {
+            Self::Production => Profile::Production,
+            Self::Virtual => Profile::Virtual,
+        }
+    }
+}
+
+/// The root that `--root` names, or the default of this build. clap has made sure that there is one.
+pub fn root_source(root: Option<PathBuf>) -> RootSource {
+    #[cfg(feature = "virtual")]
+    return root.map_or(RootSource::Development, RootSource::File);
+    #[cfg(not(feature = "virtual"))]
+    RootSource::File(root.unwrap_or_default())
+}
+
+impl RunArgs {
+    fn options(&self) -> Options {
+        Options {
+            manifest: self.release.clone(),
+            root: root_source(self.root.clone()),
+            profile: self.profile.profile(),
+            memory_mib: self.memory,
+            vcpus: self.vcpus,
+            nvram_bytes: u64::from(self.nvram) << 20,
+            disk_bytes: u64::from(self.disk) << 20,
+            ports: PortChoice { https: self.https_port, http: self.http_port, status: self.status_port },
+            accel: match self.accel {
+                AccelArg::Auto => Choice::Auto,
+                AccelArg::Kvm => Choice::Kvm,
+                AccelArg::Tcg => Choice::Tcg,
+            },
+            qemu: self.qemu.clone(),
+            ignore_hardware: self.ignore_hardware.clone(),
+            policy: Policy::default(),
+        }
+    }
+}
+
+/// Runs the agent to its end; the result is the exit code.
+pub fn run(args: &RunArgs) -> u8 {
+    if args.new_session
+        && let Err(error) = nix::unistd::setsid()
+    {
+        eprintln!("cannot leave the terminal's session: {error}");
+        return 1;
+    }
+    if args.stop_with_parent
+        && let Err(error) = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
+    {
+        eprintln!("cannot ask to be stopped with the parent process: {error}");
+        return 1;
+    }
+    let node = NodeDir::at(&args.node_dir);
+    let lock = match node.lock() {
+        Ok(lock) => Arc::new(lock),
+        Err(error) => {
+            eprintln!("error: {error}");
+            return exit_code(&AgentError::NodeDir(error));
+        }
+    };
+    if let Err(error) = start_log(&node) {
+        eprintln!("error: cannot write {}: {error}", node.agent_log().display());
+        return 1;
+    }
+    let mut record = AgentRecord {
+        pid: std::process::id(),
+        started_unix_s: unix_time(),
+        ports: Ports { https: 0, http: 0, status: 0 },
+        manifest: args.release.clone(),
+        digest: String::new(),
+        release: String::new(),
+        measurement: String::new(),
+        end: None,
+    };
+    let result = start(args, &node, &lock, &mut record);
+    let end = match &result {
+        Ok(()) => End { exit: 0, code: String::new(), error: String::new() },
+        Err(error) => End { exit: exit_code(error), code: error.code().into(), error: chain(error) },
+    };
+    if let Err(error) = &result {
+        tracing::error!(code = error.code(), "{}", chain(error));
+    }
+    let exit = end.exit;
+    record.end = Some(end);
+    if let Err(error) = node.write_record(&record) {
+        tracing::error!("{error}");
+    }
+    // Whoever waits for the lock finds the record complete.
+    drop(lock);
+    exit
+}
+
+fn start(
+    args: &RunArgs,
+    node: &NodeDir,
+    lock: &Arc<crate::node::NodeLock>,
+    record: &mut AgentRecord,
+) -> Result<(), AgentError> {
+    node.write_record(record)?;
+    // One thread: the agent has little to do, and QEMU must be started from a thread that never ends.
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Runtime)?;
+    let result = runtime.block_on(agent::run(args.options(), node.clone(), lock.clone(), record));
+    // Checks that still run after a stop request are not waited for.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+/// The exit code for an error; see [`EXIT_CODES`].
+pub fn exit_code(error: &AgentError) -> u8 {
+    use crate::bundle::ReleaseError as R;
+    match error {
+        AgentError::Check(CheckError::Hardware { .. }) => 3,
+        AgentError::Check(CheckError::Release(error)) => match error {
+            R::Unreadable { .. } | R::Root { .. } | R::Manifest { .. } | R::Profile { .. } => 4,
+            R::File(_) => 5,
+            R::NoMeasurement { .. } | R::Launch(_) | R::Measurement { .. } => 6,
+            R::Copy { .. } => 1,
+        },
+        AgentError::Check(CheckError::Profile(_)) => 4,
+        AgentError::NodeDir(NodeDirError::Running(_)) => 7,
+        AgentError::Check(_)
+        | AgentError::NodeDir(_)
+        | AgentError::Port { .. }
+        | AgentError::Signals(_)
+        | AgentError::Runtime(_) => 1,
+    }
+}
+
+/// Log lines go to the node's log and to standard error.
+fn start_log(node: &NodeDir) -> io::Result<()> {
+    let file = Arc::new(Mutex::new(RotatingFile::open(&node.agent_log(), LIMIT)?));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("REDOUBT_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(false)
+        .with_target(false)
+        .with_writer(move || Tee(file.clone()))
+        .finish();
+    // Fails only where a log was set up before, as in tests; then that one is used.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+    Ok(())
+}
+
+struct Tee(Arc<Mutex<RotatingFile>>);
+
+impl Write for Tee {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        // A closed terminal must not keep lines out of the file.
+        let _ = io::stderr().write_all(bytes);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
+    }
+}

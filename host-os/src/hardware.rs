@@ -1,0 +1,43 @@
+//! Does this machine fit the hardware specification of the node's profile?
+
+use crate::check::{CheckError, Options};
+use crate::node::NodeDir;
+use hwspec::{Check, Severity, Spec, Status};
+use release::Profile;
+
+/// Probes this machine and checks it. Failed checks that the operator named are logged and accepted.
+pub fn check(options: &Options, node: &NodeDir) -> Result<(), CheckError> {
+    // The specifications for SEV-SNP machines are chosen with their launch.
+    let name = match options.profile {
+        Profile::Virtual => "virtual",
+        Profile::Production => return Err(CheckError::Profile(options.profile)),
+    };
+    let spec = Spec::named(name)
+        .map_err(|error| CheckError::Specification { spec: name.into(), reason: error.to_string() })?;
+    let report = hwspec::check(&spec, &hwspec::probe::this_machine(node.path()));
+    let mut refused = Vec::new();
+    for check in report.checks.iter().filter(|check| check.status != Status::Pass) {
+        if !is_refusal(check) {
+            tracing::warn!("hardware: {}", line(check));
+        } else if options.ignore_hardware.contains(&check.id) {
+            tracing::warn!("hardware, ignored as asked: {}", line(check));
+        } else {
+            refused.push(line(check));
+        }
+    }
+    if refused.is_empty() {
+        return Ok(());
+    }
+    refused.push("or accept one of these with --ignore-hardware NAME".into());
+    Err(CheckError::Hardware { spec: name.into(), findings: refused.join("\n") })
+}
+
+/// What is required and not known to be met.
+fn is_refusal(check: &Check) -> bool {
+    check.severity == Severity::Required && check.status != Status::Pass
+}
+
+fn line(check: &Check) -> String {
+    let Check { id, expected, found, fix, .. } = check;
+    format!("- {id}: expected {expected}, found {found}; {fix}")
+}

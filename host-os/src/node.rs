@@ -1,0 +1,324 @@
+//! The node directory: everything that one node keeps on this machine.
+
+use serde::{Deserialize, Serialize};
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// What a node directory holds, as the names in it. `wipe` removes these and nothing else.
+mod name {
+    pub(super) const LOCK: &str = "lock";
+    pub(super) const NVRAM: &str = "nvram.img";
+    pub(super) const DISK: &str = "disk.img";
+    pub(super) const CHIP: &str = "chip";
+    pub(super) const CONSOLE: &str = "console.log";
+    pub(super) const AGENT_LOG: &str = "agent.log";
+    pub(super) const RECORD: &str = "agent.json";
+    pub(super) const KVM: &str = "kvm-probe.json";
+}
+
+/// Why the node directory could not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeDirError {
+    /// Another agent holds the lock.
+    #[error("another agent already runs in {0}; stop it with `redoubt down`, or choose another --node-dir")]
+    Running(PathBuf),
+    /// A file operation failed.
+    #[error("cannot {action} {path}: {source}; check its owner, mode and the free space")]
+    Io {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// On which path.
+        path: PathBuf,
+        /// Why it failed.
+        source: io::Error,
+    },
+    /// An image has another size than asked for. Growing or cutting it would lose what the guest stored in it.
+    #[error(
+        "{path} has {found} bytes, but {wanted} were asked for; give the old size, or start anew with --fresh \
+         (this deletes what the node stored)"
+    )]
+    SizeChanged {
+        /// The image.
+        path: PathBuf,
+        /// Its size in bytes.
+        found: u64,
+        /// The size asked for, in bytes.
+        wanted: u64,
+    },
+}
+
+impl NodeDirError {
+    /// A short fixed name, for scripts and tests.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Running(_) => "already-running",
+            Self::Io { .. } => "node-dir-unusable",
+            Self::SizeChanged { .. } => "image-size-changed",
+        }
+    }
+}
+
+/// A node directory. Holding one says nothing about the lock.
+#[derive(Debug, Clone)]
+pub struct NodeDir(PathBuf);
+
+/// Proof that this process is the only agent of the node. The lock goes with the process, however it ends.
+#[derive(Debug)]
+pub struct NodeLock(#[expect(dead_code, reason = "held, not used")] File);
+
+impl NodeDir {
+    /// Takes the directory, which need not exist.
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        Self(path.into())
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Where the guest's console goes.
+    pub fn console_log(&self) -> PathBuf {
+        self.0.join(name::CONSOLE)
+    }
+
+    /// Where the agent's own log goes.
+    pub fn agent_log(&self) -> PathBuf {
+        self.0.join(name::AGENT_LOG)
+    }
+
+    /// Directory of the simulated secure processor's identity.
+    pub fn chip(&self) -> PathBuf {
+        self.0.join(name::CHIP)
+    }
+
+    /// Where the answer of the KVM probe is kept.
+    pub fn kvm_probe(&self) -> PathBuf {
+        self.0.join(name::KVM)
+    }
+
+    /// Makes the directory (mode 0700) and takes its lock.
+    pub fn lock(&self) -> Result<NodeLock, NodeDirError> {
+        let io = |action, path: &Path| {
+            let path = path.to_owned();
+            move |source| NodeDirError::Io { action, path, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.0).map_err(io("create", &self.0))?;
+        let path = self.0.join(name::LOCK);
+        let file =
+            open_options().write(true).create(true).truncate(false).open(&path).map_err(io("open", &path))?;
+        // `is_running` takes the lock for an instant; an agent that starts just then must not give up.
+        for attempt in 0..5 {
+            match file.try_lock() {
+                Ok(()) => return Ok(NodeLock(file)),
+                Err(fs::TryLockError::Error(source)) => {
+                    return Err(NodeDirError::Io { action: "lock", path, source });
+                }
+                Err(fs::TryLockError::WouldBlock) if attempt < 4 => {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                Err(fs::TryLockError::WouldBlock) => {}
+            }
+        }
+        Err(NodeDirError::Running(self.0.clone()))
+    }
+
+    /// Whether an agent holds the lock now.
+    pub fn is_running(&self) -> bool {
+        let Ok(file) = File::open(self.0.join(name::LOCK)) else { return false };
+        matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
+    }
+
+    /// The NVRAM's file, made sparse when absent.
+    pub fn nvram(&self, _: &NodeLock, bytes: u64) -> Result<PathBuf, NodeDirError> {
+        self.image(name::NVRAM, bytes)
+    }
+
+    /// The disk's file, made sparse when absent.
+    pub fn disk(&self, _: &NodeLock, bytes: u64) -> Result<PathBuf, NodeDirError> {
+        self.image(name::DISK, bytes)
+    }
+
+    fn image(&self, name: &str, wanted: u64) -> Result<PathBuf, NodeDirError> {
+        let path = self.0.join(name);
+        let io = |action| {
+            let path = path.clone();
+            move |source| NodeDirError::Io { action, path, source }
+        };
+        let file = open_options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(io("open"))?;
+        let found = file.metadata().map_err(io("read the size of"))?.len();
+        if found == 0 {
+            file.set_len(wanted).map_err(io("extend"))?;
+        } else if found != wanted {
+            return Err(NodeDirError::SizeChanged { path, found, wanted });
+        }
+        Ok(path)
+    }
+
+    /// Deletes what the node stored: NVRAM, disk, identity, logs. Takes the lock as proof that nothing runs.
+    pub fn wipe(&self, _: &NodeLock) -> Result<(), NodeDirError> {
+        let mut names =
+            vec![name::NVRAM.to_owned(), name::DISK.into(), name::RECORD.into(), name::KVM.into()];
+        for log in [name::CONSOLE, name::AGENT_LOG] {
+            names.push(log.to_owned());
+            names.extend((1..=crate::console::KEPT).map(|old| format!("{log}.{old}")));
+        }
+        for name in names {
+            let path = self.0.join(name);
+            absent_is_fine(fs::remove_file(&path)).map_err(|source| NodeDirError::Io {
+                action: "remove",
+                path,
+                source,
+            })?;
+        }
+        let path = self.chip();
+        absent_is_fine(fs::remove_dir_all(&path)).map_err(|source| NodeDirError::Io {
+            action: "remove",
+            path,
+            source,
+        })
+    }
+
+    /// Writes the record in one step: a reader sees the old one or the new one.
+    pub fn write_record(&self, record: &AgentRecord) -> Result<(), NodeDirError> {
+        let path = self.0.join(name::RECORD);
+        write_atomically(&path, &serde_json::to_vec_pretty(record).unwrap_or_default())
+            .map_err(|source| NodeDirError::Io { action: "write", path, source })
+    }
+
+    /// The record of the agent that runs here or ran here last; `None` when there is none or it is not readable.
+    pub fn read_record(&self) -> Option<AgentRecord> {
+        serde_json::from_slice(&fs::read(self.0.join(name::RECORD)).ok()?).ok()
+    }
+}
+
+/// What the agent leaves in `agent.json` for whoever wants to find it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRecord {
+    /// Process of the agent.
+    pub pid: u32,
+    /// Seconds since 1970.
+    pub started_unix_s: u64,
+    /// Ports on 127.0.0.1.
+    pub ports: Ports,
+    /// The manifest that was given.
+    pub manifest: PathBuf,
+    /// Digest of the release (SHA-256 of what was signed), hexadecimal; empty until it was verified.
+    pub digest: String,
+    /// Version of the release; empty until it was verified.
+    pub release: String,
+    /// Launch measurement, hexadecimal; empty until it was recomputed.
+    pub measurement: String,
+    /// How the agent ended, absent while it runs.
+    pub end: Option<End>,
+}
+
+/// Ports on 127.0.0.1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ports {
+    /// The guest's HTTPS interface.
+    pub https: u16,
+    /// The gateway: plain HTTP to the attested guest.
+    pub http: u16,
+    /// Status and metrics of the agent.
+    pub status: u16,
+}
+
+/// How an agent ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Exit code of the process.
+    pub exit: u8,
+    /// Fixed name of the error; empty when all was well.
+    pub code: String,
+    /// Error in words with its causes; empty when all was well.
+    pub error: String,
+}
+
+/// Replaces `path` by `content` in one step.
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".new");
+    let mut file = open_options().write(true).create(true).truncate(true).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+/// Options that make files only their owner can read.
+pub(crate) fn open_options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.mode(0o600);
+    options
+}
+
+fn absent_is_fine(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    #[test]
+    fn only_one_agent_per_node() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeDir::at(dir.path().join("a/node"));
+        assert!(!node.is_running());
+        let lock = node.lock().unwrap();
+        assert!(node.is_running());
+        assert!(matches!(node.lock(), Err(NodeDirError::Running(_))));
+        drop(lock);
+        assert!(!node.is_running());
+        node.lock().unwrap();
+    }
+
+    #[test]
+    fn images_are_sparse_and_keep_their_size() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeDir::at(dir.path());
+        let lock = node.lock().unwrap();
+        let path = node.nvram(&lock, 1 << 30).unwrap();
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(metadata.len(), 1 << 30);
+        assert!(metadata.blocks() * 512 < 1 << 20, "not sparse");
+        assert_eq!(metadata.mode() & 0o777, 0o600);
+        node.nvram(&lock, 1 << 30).unwrap();
+        let error = node.nvram(&lock, 1 << 29).unwrap_err();
+        assert!(matches!(error, NodeDirError::SizeChanged { found: 0x4000_0000, wanted: 0x2000_0000, .. }));
+        assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 30);
+    }
+
+    #[test]
+    fn wipe_removes_what_the_node_stored_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeDir::at(dir.path());
+        let lock = node.lock().unwrap();
+        node.nvram(&lock, 4096).unwrap();
+        node.disk(&lock, 4096).unwrap();
+        fs::create_dir(node.chip()).unwrap();
+        fs::write(node.chip().join("key"), "k").unwrap();
+        fs::write(node.console_log(), "c").unwrap();
+        fs::write(dir.path().join("console.log.3"), "c").unwrap();
+        fs::write(dir.path().join("mine"), "m").unwrap();
+        node.wipe(&lock).unwrap();
+        node.wipe(&lock).unwrap();
+        let mut left: Vec<_> =
+            fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["lock", "mine"]);
+    }
+}
