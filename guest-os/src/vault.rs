@@ -1,0 +1,404 @@
+//! The vault: the node's secret, sealed, in the first 64 KiB of the guest's disk. No I/O here.
+//!
+//! Two slots hold the same content. Layout of a slot (integers little-endian; the rest of its 4096 bytes is zero):
+//!
+//! | bytes | content |
+//! |---|---|
+//! | 0..8 | magic `RDBVAULT` |
+//! | 8..12 | format version, 1 |
+//! | 12..16 | zero |
+//! | 16..24 | sequence number; the higher valid slot counts |
+//! | 24..32 | TCB version that the key was derived with |
+//! | 32..80 | measurement of the guest that sealed it |
+//! | 80..112 | SHA-256 of the chip id of the machine that sealed it |
+//! | 112..144 | salt of the key derivation |
+//! | 144..156 | nonce |
+//! | 156..220 | AES-256-GCM of the content (48 bytes) and tag (16 bytes); bytes 0..156 are associated data |
+//!
+//! Content: content version (u32, 1), zero (u32), secret (32 bytes), creation time (u64, seconds since 1970).
+//! HOST_DATA takes no part: a change of the guest's configuration must not lose the secret.
+//! The key is HKDF-SHA256(salt, derived key of the PSP, label). The PSP mixes policy, measurement and TCB version
+//! into the derived key, so another guest or another machine cannot open the vault.
+//!
+//! What the host can do: destroy it, or put back an older one (same secret) or zeros (a new secret is made, and
+//! everything sealed under the old one cannot be read). What it cannot do is read it or make one that opens, unless
+//! it broke a TCB version at or below the committed one: measurement and TCB version stand in clear for the words of
+//! an error only, the key decides.
+
+use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
+use ring::{digest, hkdf};
+use zeroize::Zeroizing;
+
+/// Length of the vault on the disk, in bytes.
+pub const REGION: usize = 64 * 1024;
+/// Length of a slot, in bytes.
+pub const SLOT: usize = 4096;
+/// Where the two slots start.
+pub const SLOT_OFFSETS: [usize; 2] = [0, REGION / 2];
+
+const MAGIC: &[u8; 8] = b"RDBVAULT";
+const VERSION: u32 = 1;
+const HEADER: usize = 156;
+const CONTENT: usize = 48;
+const SEALED: usize = CONTENT + 16;
+
+/// A key of 32 bytes that is wiped when dropped.
+pub type Key = Zeroizing<[u8; 32]>;
+
+/// Who opens or seals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Measurement of this guest.
+    pub measurement: [u8; 48],
+    /// Chip id of this machine.
+    pub chip_id: [u8; 64],
+    /// Committed TCB version of this machine: what a new vault is sealed with.
+    pub tcb_version: u64,
+}
+
+/// What the vault holds.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Content {
+    /// The node's secret.
+    pub secret: Key,
+    /// When it was made, in seconds since 1970 by the clock of then.
+    pub created: u64,
+}
+
+impl std::fmt::Debug for Content {
+    // The secret is not shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Content").field("created", &self.created).finish_non_exhaustive()
+    }
+}
+
+/// What was found on the disk.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Nothing but zeros: a new disk.
+    Blank,
+    /// A vault.
+    Opened {
+        /// Its content.
+        content: Content,
+        /// Its sequence number.
+        sequence: u64,
+        /// Which slot held it.
+        slot: usize,
+        /// Both slots must be written again: the other one is damaged or older, or the TCB version is not the
+        /// committed one any more.
+        outdated: bool,
+    },
+}
+
+/// Why the vault cannot be opened. It is never overwritten because of one of these.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VaultError<E: std::error::Error + 'static> {
+    /// Another guest or another machine sealed it.
+    #[error(
+        "vault sealed to another guest or machine ({difference}); start the guest release and machine that made \
+         it, or wipe the guest's disk to begin anew, which loses the state of this node"
+    )]
+    SealedToAnother {
+        /// What differs.
+        difference: &'static str,
+    },
+    /// Sealed by this guest on this machine as it says, but it does not open.
+    #[error(
+        "the vault is damaged or was tampered with; restore the guest's disk, or wipe it to begin anew, which \
+         loses the state of this node"
+    )]
+    Damaged,
+    /// Sealed by a newer release.
+    #[error("the vault has format version {0}, this guest knows {VERSION}; start a newer guest release")]
+    Version(u32),
+    /// The derived key cannot be had.
+    #[error("the key of the vault could not be derived")]
+    Key(#[source] E),
+    /// The cryptography failed, which cannot happen with keys and nonces of fixed length.
+    #[error("sealing the vault failed; this is a bug, please report it")]
+    Seal,
+}
+
+struct Header {
+    sequence: u64,
+    tcb_version: u64,
+    measurement: [u8; 48],
+    chip: [u8; 32],
+    salt: [u8; 32],
+    nonce: [u8; 12],
+}
+
+/// Looks at the vault's region of the disk. `derive` gives the PSP's derived key for a TCB version; `label` says
+/// which kind of key source that is, so that a simulated key never opens what a real one sealed.
+pub fn open<E: std::error::Error>(
+    region: &[u8; REGION],
+    us: &Identity,
+    label: &str,
+    mut derive: impl FnMut(u64) -> Result<Key, E>,
+) -> Result<Found, VaultError<E>> {
+    if region.iter().all(|&byte| byte == 0) {
+        return Ok(Found::Blank);
+    }
+    let mut opened = Vec::new();
+    let mut first_error = None;
+    for (slot, offset) in SLOT_OFFSETS.into_iter().enumerate() {
+        match open_slot(&region[offset..offset + SLOT], us, label, &mut derive) {
+            Ok((content, header)) => opened.push((slot, content, header)),
+            Err(error) => {
+                first_error.get_or_insert(error);
+            }
+        }
+    }
+    let Some(sequence) = opened.iter().map(|(.., header)| header.sequence).max() else {
+        return Err(first_error.unwrap_or(VaultError::Damaged));
+    };
+    let current = |header: &Header| header.sequence == sequence && header.tcb_version == us.tcb_version;
+    let outdated = opened.len() < SLOT_OFFSETS.len() || !opened.iter().all(|(.., header)| current(header));
+    opened
+        .into_iter()
+        .find(|(.., header)| header.sequence == sequence)
+        .map(|(slot, content, _)| Found::Opened { content, sequence, slot, outdated })
+        .ok_or(VaultError::Damaged)
+}
+
+fn open_slot<E: std::error::Error>(
+    slot: &[u8],
+    us: &Identity,
+    label: &str,
+    derive: &mut impl FnMut(u64) -> Result<Key, E>,
+) -> Result<(Content, Header), VaultError<E>> {
+    let header = decode(slot)?;
+    // What stands in clear only chooses the words of the error; a lie there cannot open anything.
+    let failed = if header.chip != chip_hash(us) {
+        VaultError::SealedToAnother { difference: "another machine" }
+    } else if header.measurement != us.measurement {
+        VaultError::SealedToAnother { difference: "another guest release" }
+    } else {
+        VaultError::Damaged
+    };
+    let key = match derive(header.tcb_version) {
+        Ok(key) => sealing_key(&key, &header.salt, label).ok_or(VaultError::Seal)?,
+        // The PSP refuses a TCB version above the committed one, which another machine may well have.
+        Err(_) if !matches!(failed, VaultError::Damaged) => return Err(failed),
+        Err(error) => return Err(VaultError::Key(error)),
+    };
+    let (clear, sealed) = slot.split_at(HEADER);
+    let mut sealed = Zeroizing::new(sealed[..SEALED].to_vec());
+    let nonce = Nonce::assume_unique_for_key(header.nonce);
+    let Ok(content) = key.open_in_place(nonce, Aad::from(clear), &mut sealed) else { return Err(failed) };
+    let (version, rest) = content.split_at(4);
+    let content_version = u32::from_le_bytes(version.try_into().map_err(|_| VaultError::Damaged)?);
+    if content_version != VERSION {
+        return Err(VaultError::Version(content_version));
+    }
+    let content = Content {
+        secret: Zeroizing::new(rest[4..36].try_into().map_err(|_| VaultError::Damaged)?),
+        created: u64::from_le_bytes(rest[36..44].try_into().map_err(|_| VaultError::Damaged)?),
+    };
+    Ok((content, header))
+}
+
+fn decode<E: std::error::Error>(slot: &[u8]) -> Result<Header, VaultError<E>> {
+    fn field<const N: usize>(slot: &[u8], at: usize) -> Option<[u8; N]> {
+        slot.get(at..at + N)?.try_into().ok()
+    }
+    if slot.get(..8) != Some(MAGIC) {
+        return Err(VaultError::Damaged);
+    }
+    let read = || {
+        let version = u32::from_le_bytes(field(slot, 8)?);
+        let header = Header {
+            sequence: u64::from_le_bytes(field(slot, 16)?),
+            tcb_version: u64::from_le_bytes(field(slot, 24)?),
+            measurement: field(slot, 32)?,
+            chip: field(slot, 80)?,
+            salt: field(slot, 112)?,
+            nonce: field(slot, 144)?,
+        };
+        Some((version, header))
+    };
+    match read() {
+        Some((VERSION, header)) => Ok(header),
+        Some((version, _)) => Err(VaultError::Version(version)),
+        None => Err(VaultError::Damaged),
+    }
+}
+
+/// Makes one slot. `fresh` is random and never used twice: salt and nonce.
+pub fn seal<E: std::error::Error>(
+    content: &Content,
+    sequence: u64,
+    us: &Identity,
+    label: &str,
+    fresh: &[u8; 44],
+    derive: impl FnOnce(u64) -> Result<Key, E>,
+) -> Result<Vec<u8>, VaultError<E>> {
+    let (salt, nonce) = fresh.split_at(32);
+    let mut slot = Vec::with_capacity(SLOT);
+    slot.extend(MAGIC);
+    slot.extend(VERSION.to_le_bytes());
+    slot.extend([0; 4]);
+    slot.extend(sequence.to_le_bytes());
+    slot.extend(us.tcb_version.to_le_bytes());
+    slot.extend(us.measurement);
+    slot.extend(chip_hash(us));
+    slot.extend(salt);
+    slot.extend(nonce);
+
+    let mut sealed = Zeroizing::new(Vec::with_capacity(SEALED));
+    sealed.extend(VERSION.to_le_bytes());
+    sealed.extend([0; 4]);
+    sealed.extend(*content.secret);
+    sealed.extend(content.created.to_le_bytes());
+    let key = derive(us.tcb_version).map_err(VaultError::Key)?;
+    let key = sealing_key(&key, salt, label).ok_or(VaultError::Seal)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| VaultError::Seal)?;
+    key.seal_in_place_append_tag(nonce, Aad::from(&slot), &mut *sealed).map_err(|_| VaultError::Seal)?;
+    slot.extend(&*sealed);
+    slot.resize(SLOT, 0);
+    Ok(slot)
+}
+
+fn chip_hash(us: &Identity) -> [u8; 32] {
+    let mut hash = [0; 32];
+    hash.copy_from_slice(digest::digest(&digest::SHA256, &us.chip_id).as_ref());
+    hash
+}
+
+fn sealing_key(derived: &Key, salt: &[u8], label: &str) -> Option<LessSafeKey> {
+    let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&**derived);
+    let info = [b"redoubt vault 1 ", label.as_bytes()];
+    Some(LessSafeKey::new(UnboundKey::from(extracted.expand(&info, &AES_256_GCM).ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::convert::Infallible;
+
+    fn us() -> Identity {
+        Identity { measurement: [1; 48], chip_id: [2; 64], tcb_version: 7 }
+    }
+
+    fn content() -> Content {
+        Content { secret: Zeroizing::new([9; 32]), created: 1_800_000_000 }
+    }
+
+    /// A PSP: its key depends on who asks and on the TCB version.
+    fn psp(who: &Identity) -> impl Fn(u64) -> Result<Key, Infallible> {
+        let base = who.measurement[0] ^ who.chip_id[0].rotate_left(4);
+        move |tcb| Ok(Zeroizing::new([base ^ (tcb as u8).rotate_left(2); 32]))
+    }
+
+    fn sealed(sequence: u64, who: &Identity) -> Vec<u8> {
+        seal(&content(), sequence, who, "test", &[3; 44], psp(who)).unwrap()
+    }
+
+    fn region(slots: [&[u8]; 2]) -> Box<[u8; REGION]> {
+        let mut region = Box::new([0; REGION]);
+        for (slot, offset) in slots.into_iter().zip(SLOT_OFFSETS) {
+            region[offset..offset + slot.len()].copy_from_slice(slot);
+        }
+        region
+    }
+
+    fn open_as(who: &Identity, region: &[u8; REGION]) -> Result<Found, VaultError<Infallible>> {
+        open(region, who, "test", psp(who))
+    }
+
+    #[test]
+    fn what_was_sealed_opens_and_zeros_are_blank() {
+        let slot = sealed(1, &us());
+        assert_eq!(slot.len(), SLOT);
+        let expected = Found::Opened { content: content(), sequence: 1, slot: 0, outdated: false };
+        assert_eq!(open_as(&us(), &region([&slot, &slot])), Ok(expected));
+        assert_eq!(open_as(&us(), &region([&[], &[]])), Ok(Found::Blank));
+    }
+
+    #[test]
+    fn the_secret_is_not_in_clear() {
+        assert!(!sealed(1, &us()).windows(8).any(|window| window == [9; 8]));
+    }
+
+    #[test]
+    fn one_good_slot_is_enough_and_asks_for_repair() {
+        let (old, new) = (sealed(1, &us()), sealed(2, &us()));
+        for (slots, sequence, slot) in [
+            ([&old[..], &[]], 1, 0),
+            ([&[], &old[..]], 1, 1),
+            ([&old[..], &new[..]], 2, 1),
+            ([&new[..], &old[..]], 2, 0),
+            ([&new[..], b"garbage"], 2, 0),
+        ] {
+            let expected = Found::Opened { content: content(), sequence, slot, outdated: true };
+            assert_eq!(open_as(&us(), &region(slots)), Ok(expected));
+        }
+    }
+
+    #[test]
+    fn an_older_tcb_version_opens_and_asks_to_be_sealed_anew() {
+        let slot = sealed(1, &us());
+        let updated = Identity { tcb_version: 8, ..us() };
+        let found = open_as(&updated, &region([&slot, &slot])).unwrap();
+        assert!(matches!(found, Found::Opened { outdated: true, sequence: 1, .. }));
+    }
+
+    #[test]
+    fn another_guest_or_machine_is_told_so() {
+        let slot = sealed(1, &us());
+        let region = region([&slot, &slot]);
+        let guest = Identity { measurement: [5; 48], ..us() };
+        let machine = Identity { chip_id: [5; 64], ..us() };
+        let difference = |who| match open_as(who, &region) {
+            Err(VaultError::SealedToAnother { difference }) => difference,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(difference(&guest), "another guest release");
+        assert_eq!(difference(&machine), "another machine");
+    }
+
+    #[test]
+    fn a_refused_key_is_reported_unless_the_vault_is_anothers() {
+        let slot = sealed(1, &us());
+        let region = region([&slot, &slot]);
+        let refuse = |_| Err(std::io::Error::other("refused"));
+        assert!(matches!(open(&region, &us(), "test", refuse), Err(VaultError::Key(_))));
+        let machine = Identity { chip_id: [5; 64], ..us() };
+        assert!(matches!(open(&region, &machine, "test", refuse), Err(VaultError::SealedToAnother { .. })));
+    }
+
+    #[test]
+    fn another_kind_of_key_source_opens_nothing() {
+        let slot = sealed(1, &us());
+        let found = open(&region([&slot, &slot]), &us(), "other", psp(&us()));
+        assert_eq!(found, Err(VaultError::Damaged));
+    }
+
+    #[test]
+    fn a_newer_format_is_told_from_damage() {
+        let mut slot = sealed(1, &us());
+        slot[8] = 2;
+        assert_eq!(open_as(&us(), &region([&slot, &[]])), Err(VaultError::Version(2)));
+    }
+
+    proptest! {
+        /// No change of any byte that is used goes unnoticed, and none makes the parser fail otherwise.
+        #[test]
+        fn every_flipped_byte_is_noticed(at in 0..HEADER + SEALED, flip in 1..=255_u8) {
+            let mut slot = sealed(1, &us());
+            slot[at] ^= flip;
+            prop_assert!(open_as(&us(), &region([&slot, &[]])).is_err());
+        }
+
+        #[test]
+        fn any_bytes_are_survived(bytes in proptest::collection::vec(any::<u8>(), 1..400)) {
+            let mut slot = bytes.clone();
+            slot.splice(..MAGIC.len().min(slot.len()), *MAGIC);
+            let found = open_as(&us(), &region([&bytes, &slot]));
+            let opened = matches!(found, Ok(Found::Opened { .. }));
+            prop_assert!(!opened);
+        }
+    }
+}
