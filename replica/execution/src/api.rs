@@ -221,6 +221,8 @@ pub struct Limits {
     pub memory64_bytes: u64,
     /// Largest stable memory, in bytes.
     pub stable_bytes: u64,
+    /// Most bytes of stable memory that one message may change, in whole pages of 4 KiB.
+    pub stable_change_bytes: u64,
     /// Largest module, as uploaded and unpacked, in bytes.
     pub module_bytes: u64,
     /// Messages that may wait in the queue before ingress is refused.
@@ -239,6 +241,7 @@ impl Default for Limits {
             memory32_bytes: 4 << 30,
             memory64_bytes: 6 << 30,
             stable_bytes: 500 << 30,
+            stable_change_bytes: 2 << 30,
             module_bytes: 100 << 20,
             queue: 10_000,
         }
@@ -298,8 +301,10 @@ pub enum SubmitError {
     #[error("message refused: {0}")]
     Refused(Reject),
     /// The heap did not make it durable; the message is not queued.
-    #[error("message could not be made durable; free space on the heap's medium or check it, then send again")]
-    Commit(#[source] Box<dyn std::error::Error + Send + Sync>),
+    #[error(
+        "message could not be made durable; free space on the heap's medium or check it, then send again"
+    )]
+    Commit(#[source] heap::CommitError),
 }
 
 /// Why the engine cannot go on. Nothing that was not committed is visible.
@@ -307,14 +312,16 @@ pub enum SubmitError {
 pub enum RunError {
     /// Not even the failure of a message could be made durable.
     #[error("commit of a message failed twice; check the heap's medium, then restart the replica")]
-    Commit(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Commit(#[source] heap::CommitError),
 }
 
 /// Why an engine could not start from a heap.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// A record does not decode.
-    #[error("record {key} of the heap does not decode: {why}; it was written by another version, start that one")]
+    #[error(
+        "record {key} of the heap does not decode: {why}; it was written by another version, start that one"
+    )]
     Record {
         /// Key in hex.
         key: String,
@@ -322,7 +329,9 @@ pub enum OpenError {
         why: String,
     },
     /// The module of a canister is not accepted any more.
-    #[error("module of canister {canister} is refused: {why}; it was installed by another version, start that one")]
+    #[error(
+        "module of canister {canister} is refused: {why}; it was installed by another version, start that one"
+    )]
     Module {
         /// The canister.
         canister: Principal,

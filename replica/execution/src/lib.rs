@@ -1,15 +1,25 @@
 //! Canister execution: wasmtime, the system API, messages, the management canister.
+//!
+//! An [`Engine`] owns a heap and the canisters on it. A message is executed on the working copy of a
+//! canister's memory; what it did becomes one batch of the heap, and shows only once that batch is durable.
+//! A message that fails leaves nothing, and neither does a query. The engine opens no socket and reads no
+//! clock: messages, time and randomness are passed in.
 
 mod api;
+mod engine;
+mod instance;
+mod management;
+mod memory;
+mod messages;
+mod prepare;
+mod stable;
+mod state;
+mod syscalls;
+mod table;
 
 pub use api::{
     CanisterView, Config, ErrorCode, IngressMessage, IngressStatus, Limits, Metadata, OpenError, Progress,
     QueryMessage, QueryReply, Randomness, Reject, RejectCode, RequestId, RunError, SubmitError, canister_id,
 };
-
-// `Engine` (being written): open(Heap, Config), accept(&mut self, &IngressMessage, now_ns) -> Result<(), Reject>,
-// submit(&mut self, IngressMessage, now_ns) -> Result<(), SubmitError>, run(&mut self, now_ns) -> Result<Progress, RunError>,
-// status(&RequestId) -> Option<&IngressStatus>, statuses() -> impl Iterator<Item = (&RequestId, &IngressStatus)>,
-// query(&mut self, QueryMessage, now_ns) -> QueryReply, canisters() -> impl Iterator<Item = CanisterView<'_>>,
-// canister(&Principal) -> Option<CanisterView<'_>>, next_wakeup() -> Option<u64>, heap_status(),
-// effective_canister_id(method, arg) -> Option<Principal> (free function, for calls to aaaaa-aa).
+pub use engine::Engine;
+pub use management::effective_canister_id;

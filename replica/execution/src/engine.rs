@@ -1,0 +1,382 @@
+//! The engine: takes messages, executes them one after the other, and makes each durable before it shows.
+
+use std::collections::BTreeMap;
+
+use candid::Principal;
+use heap::{Batch, Change, CommitError, Heap, PAGE, SpaceId};
+
+use crate::api::{
+    CanisterView, Config, ErrorCode, IngressMessage, IngressStatus, OpenError, Progress, QueryMessage,
+    QueryReply, Reject, RequestId, RunError, SubmitError,
+};
+use crate::instance::{Code, Wasm};
+use crate::messages::{HEARTBEAT, TIMER};
+use crate::prepare::prepare;
+use crate::stable::Overlay;
+use crate::state::{Canister, Lent, Message, Origin, Run, State, StatusRecord, World};
+
+/// Time between two heartbeats of a canister, in ns.
+const HEARTBEAT_NS: u64 = 1_000_000_000;
+/// Time between two searches for answers that are kept long enough, in ns.
+const SWEEP_NS: u64 = 10_000_000_000;
+
+/// Executes canisters over a heap. One thread owns it.
+pub struct Engine {
+    pub(crate) world: Lent<World>,
+    pub(crate) wasm: Wasm,
+    /// Code of those canisters that have some.
+    pub(crate) codes: BTreeMap<Principal, Code>,
+    /// Instructions executed in this run.
+    pub(crate) instructions: u64,
+    heartbeat_ns: u64,
+    sweep_ns: u64,
+}
+
+/// What of an execution is to be committed beside the pending records.
+pub(crate) enum Kept {
+    Nothing,
+    /// Memory and globals of a canister.
+    Memory(Principal),
+    /// New code, with its memory.
+    Code(Box<NewCode>),
+    /// A canister without code from now on, and its number.
+    Gone(Principal, u64),
+}
+
+/// Code that was installed and not committed yet.
+pub(crate) struct NewCode {
+    pub(crate) canister: Principal,
+    pub(crate) code: Code,
+    /// The module as uploaded.
+    pub(crate) module: Vec<u8>,
+}
+
+impl Engine {
+    /// Takes over a heap and what is on it: canisters, queues, statuses. Calls under way go on with
+    /// [`run`](Self::run).
+    pub fn open(heap: Heap, config: Config) -> Result<Self, OpenError> {
+        let wasm = Wasm::new().map_err(|error| OpenError::Wasmtime(format!("{error:#}")))?;
+        let state = State::load(&heap)?;
+        let mut codes = BTreeMap::new();
+        for (id, canister) in state.canisters.committed() {
+            if let Some(module) = read_module(&heap, canister) {
+                let prepared = prepare(&module, config.limits.module_bytes)
+                    .map_err(|error| OpenError::Module { canister: *id, why: error.to_string() })?;
+                codes.insert(*id, Code::new(prepared));
+            }
+        }
+        let world = Lent::new(World { heap, state, overlay: Overlay::default(), config, now_ns: 0 });
+        Ok(Self { world, wasm, codes, instructions: 0, heartbeat_ns: 0, sweep_ns: 0 })
+    }
+
+    /// Sets the time that canisters see; it never goes back.
+    fn set_time(&mut self, now_ns: u64) {
+        self.world.now_ns = self.world.now_ns.max(now_ns);
+    }
+
+    /// Whether an ingress message may be submitted: the canister is there and would take it. Changes nothing.
+    pub fn accept(&mut self, message: &IngressMessage, now_ns: u64) -> Result<(), Reject> {
+        self.set_time(now_ns);
+        let IngressMessage { canister, sender, method, arg, .. } = message;
+        if *canister == Principal::management_canister() {
+            return self.accept_management(*sender, method, arg);
+        }
+        self.method(*canister, method)?;
+        self.inspect(*canister, *sender, method, arg)
+    }
+
+    /// Queues an ingress message; when it returns, message and status are durable.
+    pub fn submit(&mut self, message: IngressMessage, now_ns: u64) -> Result<(), SubmitError> {
+        self.set_time(now_ns);
+        let refuse = |code, text: &str| Err(SubmitError::Refused(Reject::new(code, text)));
+        let World { state, config, now_ns, .. } = &mut *self.world;
+        if state.statuses.get(&message.request_id).is_some() {
+            return Err(SubmitError::Duplicate);
+        }
+        if *now_ns > message.expiry_ns {
+            return refuse(
+                ErrorCode::IngressMessageTimeout,
+                "The ingress message is expired; sign a new one",
+            );
+        }
+        if state.messages.committed().len() >= config.limits.queue {
+            return refuse(ErrorCode::CanisterQueueFull, "The queue is full; try again later");
+        }
+        let record = StatusRecord { status: IngressStatus::Received, keep_until_ns: message.expiry_ns };
+        state.statuses.insert(message.request_id, record);
+        state.enqueue(Message::Ingress(message));
+        self.commit(Kept::Nothing).map_err(|error| {
+            self.world.discard();
+            SubmitError::Commit(error)
+        })
+    }
+
+    /// Executes due timers and heartbeats and queued messages, until there is nothing to do or the budget of
+    /// instructions is used up. Each message is durable before its effects show.
+    pub fn run(&mut self, now_ns: u64) -> Result<Progress, RunError> {
+        self.set_time(now_ns);
+        self.instructions = 0;
+        let mut progress = Progress::default();
+        self.sweep().map_err(RunError::Commit)?;
+        for (canister, export) in self.due_tasks() {
+            self.step(
+                |engine| engine.task(canister, export),
+                |engine, _| engine.world.begin_task(canister, export),
+            )?;
+            progress.executed += 1;
+        }
+        while self.instructions < self.world.config.limits.round_instructions {
+            let Some((id, message)) = self.world.state.messages.committed().first_key_value() else {
+                progress.idle = true;
+                break;
+            };
+            let (id, message) = (*id, message.clone());
+            let lost = message.clone();
+            self.step(
+                |engine| {
+                    let kept = engine.process(message);
+                    engine.world.state.messages.remove(&id);
+                    kept
+                },
+                |engine, reject| {
+                    engine.give_up(lost, reject);
+                    engine.world.state.messages.remove(&id);
+                },
+            )?;
+            progress.executed += 1;
+        }
+        Ok(progress)
+    }
+
+    /// Executes and commits. If the commit fails, all is undone and `give_up` commits the failure instead.
+    fn step(
+        &mut self,
+        execute: impl FnOnce(&mut Self) -> Kept,
+        give_up: impl FnOnce(&mut Self, Reject),
+    ) -> Result<(), RunError> {
+        let kept = execute(self);
+        let canister = match &kept {
+            Kept::Memory(id) => Some(*id),
+            Kept::Code(new) => Some(new.canister),
+            Kept::Nothing | Kept::Gone(..) => None,
+        };
+        let Err(error) = self.commit(kept) else { return Ok(()) };
+        tracing::error!("a message could not be committed: {error}");
+        match canister {
+            Some(id) => self.roll_back(id),
+            None => self.world.discard(),
+        }
+        let text =
+            format!("The message was executed and undone, for its effects could not be stored: {error}");
+        give_up(self, Reject::new(ErrorCode::SubnetOversubscribed, text));
+        self.commit(Kept::Nothing).map_err(|error| {
+            self.world.discard();
+            RunError::Commit(error)
+        })
+    }
+
+    /// Answers a message that cannot be executed.
+    fn give_up(&mut self, message: Message, reject: Reject) {
+        match message {
+            Message::Ingress(ingress) => {
+                self.world.respond(&Origin::Ingress(ingress.request_id), Err(reject), 0);
+            }
+            Message::Request(request) => self.world.respond(&request.origin, Err(reject), request.cycles),
+            Message::Response(response) => self.world.drop_response(&response, reject),
+        }
+    }
+
+    /// Makes the pending changes durable and then visible. After an error they are still pending.
+    fn commit(&mut self, kept: Kept) -> Result<(), CommitError> {
+        let mut batch = Batch::default();
+        let mut kept = kept;
+        match &mut kept {
+            Kept::Nothing => {}
+            Kept::Memory(id) => {
+                if let Some(code) = self.codes.get_mut(id) {
+                    write_program(&mut self.world, code, *id, &mut batch);
+                    if let Some(canister) = self.world.state.canisters.get_mut(id) {
+                        canister.version += 1;
+                    }
+                }
+            }
+            Kept::Code(new) => {
+                write_program(&mut self.world, &mut new.code, new.canister, &mut batch);
+                if let Some(canister) = self.world.state.canisters.get(&new.canister) {
+                    write_module(canister.module_space(), &new.module, &mut batch);
+                }
+            }
+            Kept::Gone(_, number) => {
+                let nobody = Canister::new(*number, Default::default(), 0);
+                for space in [nobody.memory_space(), nobody.stable_space(), nobody.module_space()] {
+                    batch.changes.push(Change::Drop { space });
+                }
+            }
+        }
+        self.world.overlay.commit(&mut batch);
+        self.world.state.write(&mut batch);
+        if !batch.changes.is_empty() {
+            self.world.heap.commit(batch)?;
+        }
+        self.world.state.settle();
+        self.world.overlay.clear();
+        match kept {
+            Kept::Code(new) => {
+                self.codes.insert(new.canister, new.code);
+            }
+            Kept::Gone(id, _) => {
+                self.codes.remove(&id);
+            }
+            Kept::Nothing | Kept::Memory(_) => {}
+        }
+        Ok(())
+    }
+
+    /// Makes sure that the instance of a canister with code exists.
+    pub(crate) fn attach(&mut self, id: Principal) -> Result<(), Reject> {
+        let canister = self.world.state.canisters.committed().get(&id);
+        if let (Some(canister), Some(code)) = (canister, self.codes.get_mut(&id)) {
+            code.attach(&self.wasm, &self.world, canister).map_err(|why| {
+                let text = format!("Error from Canister {id}: its program cannot be started: {why}");
+                Reject::new(ErrorCode::CanisterInvalidWasm, text)
+            })?;
+        }
+        Ok(())
+    }
+
+    fn beats(&self, id: &Principal, canister: &Canister) -> bool {
+        matches!(canister.run, Run::Running) && self.codes.get(id).is_some_and(|code| code.prepared.heartbeat)
+    }
+
+    /// When a canister's timer is due, if ever.
+    fn timer(&self, id: &Principal, canister: &Canister) -> Option<u64> {
+        let waits =
+            canister.timer_ns > 0 && matches!(canister.run, Run::Running) && self.codes.contains_key(id);
+        waits.then_some(canister.timer_ns)
+    }
+
+    fn due_tasks(&mut self) -> Vec<(Principal, &'static str)> {
+        let now = self.world.now_ns;
+        let beat = now >= self.heartbeat_ns.saturating_add(HEARTBEAT_NS);
+        let mut due = Vec::new();
+        for (id, canister) in self.world.state.canisters.committed() {
+            if beat && self.beats(id, canister) {
+                due.push((*id, HEARTBEAT));
+            }
+            if self.timer(id, canister).is_some_and(|timer| timer <= now) {
+                due.push((*id, TIMER));
+            }
+        }
+        if beat {
+            self.heartbeat_ns = now;
+        }
+        due
+    }
+
+    /// When [`run`](Self::run) will next have something to do, in ns since 1970; none if only a new message
+    /// can bring that about.
+    pub fn next_wakeup(&self) -> Option<u64> {
+        let state = &self.world.state;
+        if !state.messages.committed().is_empty() {
+            return Some(self.world.now_ns);
+        }
+        let canisters = state.canisters.committed().iter();
+        let times = canisters.flat_map(|(id, canister)| {
+            let beat = self.beats(id, canister).then(|| self.heartbeat_ns.saturating_add(HEARTBEAT_NS));
+            [beat, self.timer(id, canister)]
+        });
+        times.flatten().min()
+    }
+
+    /// Forgets answers that were kept long enough.
+    fn sweep(&mut self) -> Result<(), CommitError> {
+        let now = self.world.now_ns;
+        if now < self.sweep_ns {
+            return Ok(());
+        }
+        self.sweep_ns = now.saturating_add(SWEEP_NS);
+        let old = self.world.state.statuses.committed().iter().filter(|(_, record)| {
+            let open = matches!(record.status, IngressStatus::Received | IngressStatus::Processing);
+            !open && record.keep_until_ns < now
+        });
+        let old: Vec<RequestId> = old.map(|(id, _)| *id).collect();
+        for id in old {
+            self.world.state.statuses.remove(&id);
+        }
+        self.commit(Kept::Nothing)
+    }
+
+    /// Where an ingress message stands; none if it is not known (any more).
+    pub fn status(&self, id: &RequestId) -> Option<&IngressStatus> {
+        self.world.state.statuses.committed().get(id).map(|record| &record.status)
+    }
+
+    /// All known ingress messages, by request id.
+    pub fn statuses(&self) -> impl Iterator<Item = (&RequestId, &IngressStatus)> {
+        self.world.state.statuses.committed().iter().map(|(id, record)| (id, &record.status))
+    }
+
+    /// Answers a query from the last committed state, which it does not change.
+    pub fn query(&mut self, message: QueryMessage, now_ns: u64) -> QueryReply {
+        self.set_time(now_ns);
+        match self.run_query(message) {
+            Ok(reply) => QueryReply::Replied(reply),
+            Err(reject) => QueryReply::Rejected(reject),
+        }
+    }
+
+    /// One canister.
+    pub fn canister(&self, id: &Principal) -> Option<CanisterView<'_>> {
+        let (id, canister) = self.world.state.canisters.committed().get_key_value(id)?;
+        Some(self.view(id, canister))
+    }
+
+    /// All canisters, in order of their ids.
+    pub fn canisters(&self) -> impl Iterator<Item = CanisterView<'_>> {
+        self.world.state.canisters.committed().iter().map(|(id, canister)| self.view(id, canister))
+    }
+
+    fn view<'a>(&'a self, id: &Principal, canister: &'a Canister) -> CanisterView<'a> {
+        CanisterView {
+            id: *id,
+            module_hash: canister.module.as_ref().map(|module| &module.hash),
+            controllers: &canister.controllers,
+            certified_data: &canister.certified_data,
+            metadata: self.codes.get(id).map(|code| &code.prepared.metadata),
+        }
+    }
+
+    /// Figures about the heap.
+    pub fn heap_status(&self) -> heap::Status {
+        self.world.heap.status()
+    }
+}
+
+/// Adds a program's memory to a batch, and its globals to the pending records.
+fn write_program(world: &mut World, code: &mut Code, id: Principal, batch: &mut Batch) {
+    let globals = code.globals();
+    if let Some(canister) = world.state.canisters.get_mut(&id) {
+        canister.globals = globals;
+    }
+    if let Some(canister) = world.state.canisters.get(&id) {
+        code.write_memory(world, canister, batch);
+    }
+}
+
+fn write_module(space: SpaceId, module: &[u8], batch: &mut Batch) {
+    let pages = module.chunks(PAGE);
+    batch.changes.push(Change::Resize { space, pages: pages.len() as u64 });
+    for (page, bytes) in (0..).zip(pages) {
+        let mut data = Box::new([0; PAGE]);
+        data[..bytes.len()].copy_from_slice(bytes);
+        batch.changes.push(Change::Page { space, page, data });
+    }
+}
+
+fn read_module(heap: &Heap, canister: &Canister) -> Option<Vec<u8>> {
+    let record = canister.module.as_ref()?;
+    let space = heap.space(canister.module_space())?;
+    let mut module: Vec<u8> = (0..space.pages()).flat_map(|page| space.page(page).iter().copied()).collect();
+    module.truncate(record.bytes as usize);
+    Some(module)
+}

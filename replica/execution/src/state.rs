@@ -1,0 +1,361 @@
+//! The replicated state: records of canisters, queues, call contexts and ingress messages.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::{Deref, DerefMut};
+
+use candid::Principal;
+use heap::{Batch, Heap, SpaceId};
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
+
+use crate::api::{Config, IngressMessage, IngressStatus, OpenError, Reject, RequestId, canister_id};
+use crate::stable::Overlay;
+use crate::table::{Table, Transactional};
+
+/// Bytes of a wasm page.
+pub(crate) const WASM_PAGE: u64 = 64 * 1024;
+
+/// What is stored of one canister beside its memories.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Canister {
+    /// Number that its id and its heap spaces come from.
+    pub(crate) number: u64,
+    pub(crate) controllers: BTreeSet<Principal>,
+    pub(crate) cycles: u128,
+    pub(crate) run: Run,
+    pub(crate) version: u64,
+    pub(crate) module: Option<ModuleRecord>,
+    /// Bits of the mutable globals, in order of their index.
+    pub(crate) globals: Vec<u128>,
+    /// Length of the stable memory, in wasm pages.
+    pub(crate) stable_pages: u64,
+    #[serde(with = "serde_bytes")]
+    pub(crate) certified_data: Vec<u8>,
+    /// When `canister_global_timer` runs, in ns since 1970; 0 for never.
+    pub(crate) timer_ns: u64,
+    pub(crate) settings: Settings,
+}
+
+/// The uploaded module.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ModuleRecord {
+    pub(crate) hash: [u8; 32],
+    pub(crate) bytes: u64,
+}
+
+/// Settings that are kept for `canister_status`; only the environment variables have an effect yet.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Settings {
+    pub(crate) numbers: BTreeMap<String, u128>,
+    pub(crate) public_logs: bool,
+    pub(crate) environment: BTreeMap<String, String>,
+}
+
+/// Whether a canister takes calls.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Run {
+    Running,
+    /// Waits until its calls are answered; then these stop requests get their reply.
+    Stopping(Vec<Waiting>),
+    Stopped,
+}
+
+/// A call to the management canister whose answer comes later.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Waiting {
+    pub(crate) origin: Origin,
+    pub(crate) cycles: u128,
+}
+
+impl Canister {
+    pub(crate) fn new(number: u64, controllers: BTreeSet<Principal>, cycles: u128) -> Self {
+        Self {
+            number,
+            controllers,
+            cycles,
+            run: Run::Running,
+            version: 0,
+            module: None,
+            globals: Vec::new(),
+            stable_pages: 0,
+            certified_data: Vec::new(),
+            timer_ns: 0,
+            settings: Settings::default(),
+        }
+    }
+
+    /// Heap space of the wasm memory.
+    pub(crate) fn memory_space(&self) -> SpaceId {
+        SpaceId(self.number * 4)
+    }
+
+    /// Heap space of the stable memory.
+    pub(crate) fn stable_space(&self) -> SpaceId {
+        SpaceId(self.number * 4 + 1)
+    }
+
+    /// Heap space of the uploaded module.
+    pub(crate) fn module_space(&self) -> SpaceId {
+        SpaceId(self.number * 4 + 2)
+    }
+}
+
+/// Who waits for the answer to a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Origin {
+    /// An ingress message.
+    Ingress(RequestId),
+    /// A callback of a canister.
+    Canister { caller: Principal, callback: u64 },
+    /// Nobody: timer or heartbeat.
+    System,
+}
+
+/// One entry of the queue.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Message {
+    Ingress(IngressMessage),
+    Request(Request),
+    Response(Response),
+}
+
+/// A call, whoever made it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Request {
+    pub(crate) origin: Origin,
+    pub(crate) caller: Principal,
+    pub(crate) callee: Principal,
+    pub(crate) method: String,
+    #[serde(with = "serde_bytes")]
+    pub(crate) arg: Vec<u8>,
+    pub(crate) cycles: u128,
+}
+
+/// The answer to a call between canisters.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Response {
+    pub(crate) canister: Principal,
+    pub(crate) callback: u64,
+    pub(crate) result: Result<ByteBuf, Reject>,
+    pub(crate) refund: u128,
+}
+
+/// A call that was started and may wait for calls of its own.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct CallContext {
+    pub(crate) canister: Principal,
+    pub(crate) origin: Origin,
+    pub(crate) caller: Principal,
+    pub(crate) answered: bool,
+    /// Cycles that came with the call and were not accepted.
+    pub(crate) cycles: u128,
+    /// Calls whose answer has not come.
+    pub(crate) outstanding: u64,
+    /// Instructions executed so far in this context.
+    pub(crate) instructions: u64,
+}
+
+/// What runs when an answer comes: indices into table 0 and the values passed.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Callback {
+    pub(crate) canister: Principal,
+    pub(crate) context: u64,
+    pub(crate) callee: Principal,
+    pub(crate) reply: Closure,
+    pub(crate) reject: Closure,
+    pub(crate) cleanup: Option<Closure>,
+}
+
+/// A function of table 0 and its argument.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Closure {
+    pub(crate) function: u64,
+    pub(crate) environment: u64,
+}
+
+/// Where an ingress message stands and how long that is remembered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct StatusRecord {
+    pub(crate) status: IngressStatus,
+    /// Forgotten after this time once it is final, in ns since 1970.
+    pub(crate) keep_until_ns: u64,
+}
+
+/// Numbers that only grow.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(crate) struct Counters {
+    /// Next id of a message, call context or callback.
+    pub(crate) id: u64,
+    /// Canister numbers given out by `create_canister`.
+    pub(crate) canisters: u64,
+}
+
+/// All tables.
+pub(crate) struct State {
+    pub(crate) counters: Table<(), Counters>,
+    pub(crate) canisters: Table<Principal, Canister>,
+    pub(crate) messages: Table<u64, Message>,
+    pub(crate) contexts: Table<u64, CallContext>,
+    pub(crate) callbacks: Table<u64, Callback>,
+    pub(crate) statuses: Table<RequestId, StatusRecord>,
+    pub(crate) chunks: Table<(u64, [u8; 32]), ByteBuf>,
+}
+
+impl State {
+    pub(crate) fn load(heap: &Heap) -> Result<Self, OpenError> {
+        Ok(Self {
+            counters: Table::load(heap, b'n')?,
+            canisters: Table::load(heap, b'c')?,
+            messages: Table::load(heap, b'm')?,
+            contexts: Table::load(heap, b'x')?,
+            callbacks: Table::load(heap, b'b')?,
+            statuses: Table::load(heap, b's')?,
+            chunks: Table::load(heap, b'k')?,
+        })
+    }
+
+    fn tables(&mut self) -> [&mut dyn Transactional; 7] {
+        [
+            &mut self.counters,
+            &mut self.canisters,
+            &mut self.messages,
+            &mut self.contexts,
+            &mut self.callbacks,
+            &mut self.statuses,
+            &mut self.chunks,
+        ]
+    }
+
+    pub(crate) fn discard(&mut self) {
+        self.tables().into_iter().for_each(Transactional::discard);
+    }
+
+    pub(crate) fn write(&mut self, batch: &mut Batch) {
+        self.tables().into_iter().for_each(|table| table.write(batch));
+    }
+
+    pub(crate) fn settle(&mut self) {
+        self.tables().into_iter().for_each(Transactional::settle);
+    }
+
+    fn counters(&mut self) -> &mut Counters {
+        if self.counters.get(&()).is_none() {
+            self.counters.insert((), Counters::default());
+        }
+        #[expect(clippy::expect_used, reason = "inserted above")]
+        self.counters.get_mut(&()).expect("counters are there")
+    }
+
+    /// A number not used before.
+    pub(crate) fn fresh_id(&mut self) -> u64 {
+        let counters = self.counters();
+        counters.id += 1;
+        counters.id
+    }
+
+    /// Puts a message at the end of the queue.
+    pub(crate) fn enqueue(&mut self, message: Message) {
+        let id = self.fresh_id();
+        self.messages.insert(id, message);
+    }
+}
+
+/// All that a message may read or change, beside the memory of its canister. It belongs to the engine, and to
+/// the program while one runs.
+pub(crate) struct World {
+    pub(crate) heap: Heap,
+    pub(crate) state: State,
+    /// Pages of stable memory that the current message wrote.
+    pub(crate) overlay: Overlay,
+    pub(crate) config: Config,
+    /// Time that canisters see, in ns since 1970.
+    pub(crate) now_ns: u64,
+}
+
+impl World {
+    /// Forgets what the current message changed.
+    pub(crate) fn discard(&mut self) {
+        self.state.discard();
+        self.overlay.clear();
+    }
+
+    /// Makes a canister without code; `wanted` is an id of this subnet's range that is not taken.
+    pub(crate) fn create_canister(
+        &mut self,
+        controllers: BTreeSet<Principal>,
+        cycles: u128,
+        wanted: Option<u64>,
+    ) -> Option<Principal> {
+        let (first, last) = self.config.canister_range;
+        let number = match wanted {
+            Some(number) => number,
+            None => loop {
+                let counters = self.state.counters();
+                let number = first.checked_add(counters.canisters)?;
+                counters.canisters += 1;
+                // It may have been asked for by number before.
+                if self.state.canisters.get(&canister_id(number)).is_none() {
+                    break number;
+                }
+            },
+        };
+        let id = canister_id(number);
+        // Each canister has four heap spaces, numbered by it.
+        if !(first..=last).contains(&number)
+            || number > u64::MAX / 4 - 1
+            || self.state.canisters.get(&id).is_some()
+        {
+            return None;
+        }
+        self.state.canisters.insert(id, Canister::new(number, controllers, cycles));
+        Some(id)
+    }
+}
+
+/// A value that is lent to the running program and always comes back.
+pub(crate) struct Lent<T>(Option<Box<T>>);
+
+impl<T> Lent<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Self(Some(Box::new(value)))
+    }
+
+    /// The place that the value is lent to.
+    pub(crate) fn nothing() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> Deref for Lent<T> {
+    type Target = T;
+    #[expect(
+        clippy::expect_used,
+        reason = "the engine is not reachable while its program runs, nor the reverse"
+    )]
+    fn deref(&self) -> &T {
+        self.0.as_deref().expect("the value is here")
+    }
+}
+
+impl<T> DerefMut for Lent<T> {
+    #[expect(
+        clippy::expect_used,
+        reason = "the engine is not reachable while its program runs, nor the reverse"
+    )]
+    fn deref_mut(&mut self) -> &mut T {
+        self.0.as_deref_mut().expect("the value is here")
+    }
+}
+
+impl From<IngressMessage> for Request {
+    fn from(ingress: IngressMessage) -> Self {
+        Self {
+            origin: Origin::Ingress(ingress.request_id),
+            caller: ingress.sender,
+            callee: ingress.canister,
+            method: ingress.method,
+            arg: ingress.arg,
+            cycles: 0,
+        }
+    }
+}
