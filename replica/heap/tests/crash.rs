@@ -5,6 +5,8 @@
 //!
 //! `HEAP_CRASH_SESSIONS` sets the number of sessions per test, `HEAP_CRASH_SEED` the first seed.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
+
 mod common;
 
 use std::collections::HashSet;
@@ -36,6 +38,8 @@ enum Fence {
     Base,
     Superblock,
     Log,
+    /// Between two watermark cells: needed if a crash tore one and the commit after it arrived unacknowledged.
+    Watermark,
 }
 
 /// Remembers writes and fences; reads see all writes.
@@ -63,7 +67,7 @@ impl Media for Recorder {
         self.media.read(offset, into)
     }
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
-        assert!(offset % 64 == 0 && bytes.len() % 64 == 0);
+        assert!(offset.is_multiple_of(64) && bytes.len().is_multiple_of(64));
         self.push(Event::Write(Write { offset: offset as usize, bytes: bytes.to_vec() }));
         self.media.write(offset, bytes)
     }
@@ -107,6 +111,8 @@ enum Cut {
     Everything,
     /// A prefix arrived, the last write of it torn.
     Prefix,
+    /// The last write arrived, half of each earlier one.
+    Halves,
     /// Any writes arrived.
     Writes,
     /// All arrived but for about one 8-byte word in n.
@@ -137,6 +143,10 @@ fn power_cut(disk: &Disk, cut: Cut, random: &mut Random) -> Vec<u8> {
             Cut::Prefix => {
                 let torn = random.below(length as u64 / 8 + 1) as usize;
                 words(&mut |word| word < torn);
+            }
+            Cut::Halves => {
+                let last = index + 1 == disk.pending.len();
+                words(&mut |word| last || word < length / 16);
             }
             Cut::Writes => {
                 let keep = random.chance(2);
@@ -242,7 +252,7 @@ impl Simulator {
         let mut cuts = vec![Cut::Nothing];
         if !disk.pending.is_empty() {
             let many = 1 << self.random.below(10);
-            cuts.extend([Cut::Everything, Cut::Prefix, Cut::Prefix, Cut::Writes, Cut::Writes]);
+            cuts.extend([Cut::Everything, Cut::Prefix, Cut::Prefix, Cut::Halves, Cut::Writes, Cut::Writes]);
             cuts.extend([Cut::WordsLost(many), Cut::WordsLost(16), Cut::WordsKept(2), Cut::WordsKept(many)]);
             if disk.initialised {
                 cuts.push(Cut::Garbage(if self.kind == MediaKind::File { 4096 } else { 64 }));
@@ -309,7 +319,7 @@ fn classify(last: Option<&Write>) -> Fence {
         Some(write) if is_frame(write) => Fence::Log,
         Some(write) if write.offset == 0 => Fence::Superblock,
         Some(write) if write.offset == 4096 => Fence::Initial,
-        Some(write) => panic!("a fence that the simulator does not know, after a write at {}", write.offset),
+        Some(_) => Fence::Watermark,
     }
 }
 
@@ -330,7 +340,7 @@ fn histories(kind: MediaKind) {
         fences.extend(simulator.fences);
     }
     println!("{states} crash states, {full} commits refused for want of space");
-    assert_eq!(fences.len(), 5, "every fence of the protocol was met: {fences:?}");
+    assert_eq!(fences.len(), 6, "every fence of the protocol was met: {fences:?}");
     assert!(full > 0 && states > 20 * sessions);
 }
 
@@ -364,7 +374,8 @@ fn commits_of_many_frames_are_atomic_too() {
 /// If one of these passed unnoticed, the simulator would prove nothing, or the fence would be idle.
 #[test]
 fn every_omitted_fence_is_caught() {
-    for omitted in [Fence::Open, Fence::Initial, Fence::Base, Fence::Superblock, Fence::Log] {
+    use Fence::{Base, Initial, Log, Open, Superblock, Watermark};
+    for omitted in [Open, Initial, Base, Superblock, Log, Watermark] {
         let mut states = 0;
         let caught = (1..200).find_map(|seed| {
             let mut simulator = Simulator::new(seed, MediaKind::Bar, Some(omitted));

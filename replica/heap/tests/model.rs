@@ -1,5 +1,7 @@
 //! Random histories against the in-memory model, and what a full or failing medium does.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
+
 mod common;
 
 use std::sync::Arc;
@@ -21,7 +23,7 @@ fn one_page(space: u64, number: u64, fill: u8) -> Batch {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn a_heap_is_what_its_commits_made_it(seed: u64, steps in 1usize..60) {

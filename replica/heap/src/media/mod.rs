@@ -66,9 +66,9 @@ impl MediaError {
 /// Between two fences, writes may reach the medium in any order, in part (whole 8-byte words), or not at all.
 /// A fence that returned `Ok` promises that all earlier writes are durable. After an error from `write` or
 /// `fence` nothing is promised any more: the heap stops using the medium.
+#[expect(clippy::len_without_is_empty, reason = "no medium is empty")]
 pub trait Media: Send {
     /// Length in bytes; does not change.
-    #[expect(clippy::len_without_is_empty, reason = "no medium is empty")]
     fn len(&self) -> u64;
 
     /// What this medium is.
