@@ -10,6 +10,7 @@ use crate::machine::Policy;
 use crate::node::{AgentRecord, End, NodeDir, NodeDirError, Ports};
 use clap::{Args, ValueEnum};
 use release::Profile;
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -44,6 +45,20 @@ pub struct RunArgs {
     /// Kind of node
     #[arg(long, value_enum)]
     pub profile: ProfileArg,
+    /// The guest and its ports
+    #[command(flatten)]
+    pub guest: GuestArgs,
+    /// Stop when the process that started this one ends
+    #[arg(long, hide = true)]
+    pub stop_with_parent: bool,
+    /// Leave the terminal's session
+    #[arg(long, hide = true)]
+    pub new_session: bool,
+}
+
+/// The guest and its ports.
+#[derive(Debug, Clone, Args)]
+pub struct GuestArgs {
     /// Memory of the guest in MiB
     #[arg(long, value_name = "MIB", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(256..=1_048_576))]
     pub memory: u32,
@@ -74,12 +89,6 @@ pub struct RunArgs {
     /// Go on although the hardware check of this name fails; may be repeated
     #[arg(long, value_name = "CHECK")]
     pub ignore_hardware: Vec<String>,
-    /// Stop when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub stop_with_parent: bool,
-    /// Leave the terminal's session
-    #[arg(long, hide = true)]
-    pub new_session: bool,
 }
 
 /// See [`Profile`].
@@ -128,24 +137,55 @@ pub fn root_source(root: Option<PathBuf>) -> RootSource {
     RootSource::File(root.unwrap_or_default())
 }
 
+impl GuestArgs {
+    /// The same options as words of a command line.
+    pub fn to_words(&self) -> Vec<OsString> {
+        let mut words: Vec<OsString> = Vec::new();
+        let mut option = |name: &str, value: OsString| words.extend([OsString::from(name), value]);
+        option("--memory", self.memory.to_string().into());
+        option("--vcpus", self.vcpus.to_string().into());
+        option("--nvram", self.nvram.to_string().into());
+        option("--disk", self.disk.to_string().into());
+        let ports = [
+            ("--https-port", self.https_port),
+            ("--http-port", self.http_port),
+            ("--status-port", self.status_port),
+        ];
+        for (name, port) in ports {
+            if let Some(port) = port {
+                option(name, port.to_string().into());
+            }
+        }
+        if let Some(accel) = self.accel.to_possible_value() {
+            option("--accel", accel.get_name().into());
+        }
+        option("--qemu", self.qemu.clone().into());
+        for check in &self.ignore_hardware {
+            option("--ignore-hardware", check.into());
+        }
+        words
+    }
+}
+
 impl RunArgs {
     fn options(&self) -> Options {
+        let guest = &self.guest;
         Options {
             manifest: self.release.clone(),
             root: root_source(self.root.clone()),
             profile: self.profile.profile(),
-            memory_mib: self.memory,
-            vcpus: self.vcpus,
-            nvram_bytes: u64::from(self.nvram) << 20,
-            disk_bytes: u64::from(self.disk) << 20,
-            ports: PortChoice { https: self.https_port, http: self.http_port, status: self.status_port },
-            accel: match self.accel {
+            memory_mib: guest.memory,
+            vcpus: guest.vcpus,
+            nvram_bytes: u64::from(guest.nvram) << 20,
+            disk_bytes: u64::from(guest.disk) << 20,
+            ports: PortChoice { https: guest.https_port, http: guest.http_port, status: guest.status_port },
+            accel: match guest.accel {
                 AccelArg::Auto => Choice::Auto,
                 AccelArg::Kvm => Choice::Kvm,
                 AccelArg::Tcg => Choice::Tcg,
             },
-            qemu: self.qemu.clone(),
-            ignore_hardware: self.ignore_hardware.clone(),
+            qemu: guest.qemu.clone(),
+            ignore_hardware: guest.ignore_hardware.clone(),
             policy: Policy::default(),
         }
     }
@@ -270,5 +310,37 @@ impl Write for Tee {
 
     fn flush(&mut self) -> io::Result<()> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Guest {
+        #[command(flatten)]
+        guest: GuestArgs,
+    }
+
+    #[test]
+    fn guest_options_survive_as_words() {
+        for line in [
+            "x",
+            "x --memory 2048 --vcpus 4 --nvram 64 --disk 100 --https-port 1 --http-port 2 --status-port 3 \
+             --accel tcg --qemu /opt/q --ignore-hardware memory --ignore-hardware disk",
+        ] {
+            let first = Guest::try_parse_from(line.split_whitespace()).unwrap();
+            let words = std::iter::once(OsString::from("x")).chain(first.guest.to_words());
+            let second = Guest::try_parse_from(words).unwrap();
+            assert_eq!(format!("{first:?}"), format!("{second:?}"));
+        }
+    }
+
+    #[test]
+    fn an_nvram_that_cannot_be_a_pci_bar_is_refused() {
+        assert!(Guest::try_parse_from(["x", "--nvram", "500"]).is_err());
+        assert!(Guest::try_parse_from(["x", "--nvram", "0"]).is_err());
     }
 }

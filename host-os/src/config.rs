@@ -15,6 +15,11 @@ impl ConfigText {
         serde_json::to_string(config).map(Self)
     }
 
+    /// A text that someone else fixed.
+    pub fn from_text(text: String) -> Self {
+        Self(text)
+    }
+
     /// The text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -201,6 +201,18 @@ impl NodeDir {
     }
 }
 
+impl NodeDir {
+    /// The process that runs the node now: the one in the record, if it really has the lock open. A record may be
+    /// older than the process that now has its number.
+    pub fn agent(&self) -> Option<AgentRecord> {
+        let record = self.read_record().filter(|_| self.is_running())?;
+        let lock = fs::canonicalize(self.0.join(name::LOCK)).ok()?;
+        let descriptors = fs::read_dir(format!("/proc/{}/fd", record.pid)).ok()?;
+        let holds = descriptors.flatten().any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path == lock));
+        holds.then_some(record)
+    }
+}
+
 /// What the agent leaves in `agent.json` for whoever wants to find it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRecord {
@@ -300,6 +312,30 @@ mod tests {
         let error = node.nvram(&lock, 1 << 29).unwrap_err();
         assert!(matches!(error, NodeDirError::SizeChanged { found: 0x4000_0000, wanted: 0x2000_0000, .. }));
         assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 30);
+    }
+
+    #[test]
+    fn an_old_record_does_not_name_a_stranger() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeDir::at(dir.path());
+        let record = |pid| AgentRecord {
+            pid,
+            started_unix_s: 1,
+            ports: Ports { https: 1, http: 2, status: 3 },
+            manifest: "m".into(),
+            digest: String::new(),
+            release: String::new(),
+            measurement: String::new(),
+            end: None,
+        };
+        let lock = node.lock().unwrap();
+        assert_eq!(node.agent(), None);
+        node.write_record(&record(1)).unwrap();
+        assert_eq!(node.agent(), None, "process 1 is not the agent");
+        node.write_record(&record(std::process::id())).unwrap();
+        assert_eq!(node.agent(), Some(record(std::process::id())));
+        drop(lock);
+        assert_eq!(node.agent(), None, "nothing runs");
     }
 
     #[test]

@@ -1,3 +1,64 @@
-//! The one command that people type.
+//! `redoubt`: the one command that people type.
 
-fn main() {}
+mod attest;
+mod hardware;
+mod logs;
+mod node;
+mod output;
+mod releases;
+mod up;
+
+use clap::{Parser, Subcommand};
+use output::Output;
+use std::process::ExitCode;
+
+/// Runs, watches and verifies confidential nodes
+#[derive(Parser)]
+#[command(version, about, after_help = output::EXIT_CODES)]
+struct Cli {
+    /// Print JSON on standard output instead of text
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Start a node on this machine, wait until it serves, and verify its evidence
+    Up(Box<up::Up>),
+    /// Say how the node is
+    Status(node::Status),
+    /// Show the agent's log, or the guest's console
+    Logs(logs::Logs),
+    /// Stop the node; what it stored stays
+    Down(node::Down),
+    /// Fetch and verify the evidence of any node
+    #[command(subcommand)]
+    Attest(attest::Attest),
+    /// Look at this machine and compare it with a hardware specification
+    #[command(subcommand)]
+    Hw(hardware::Hw),
+    /// Verify releases
+    #[command(subcommand)]
+    Release(releases::Releases),
+    /// The host agent itself, as `up` starts it
+    #[command(hide = true)]
+    HostOs(Box<host_os::cli::RunArgs>),
+}
+
+fn main() -> ExitCode {
+    let Cli { json, command } = Cli::parse();
+    let output = Output::new(json);
+    let result = match command {
+        Command::Up(args) => up::run(*args, &output),
+        Command::Status(args) => node::status(&args),
+        Command::Logs(args) => logs::run(&args, &output),
+        Command::Down(args) => node::down(&args),
+        Command::Attest(args) => attest::run(args),
+        Command::Hw(args) => hardware::run(&args),
+        Command::Release(args) => releases::run(&args),
+        Command::HostOs(args) => return ExitCode::from(host_os::cli::run(&args)),
+    };
+    output.finish(result)
+}
