@@ -1,0 +1,4 @@
+persistent actor Counter {
+  var count : Text = "";
+  public query func get() : async Text { count };
+}
