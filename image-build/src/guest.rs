@@ -68,7 +68,7 @@ pub fn build(repository: &Path, profile: &str, out: &Path) -> Result<Summary> {
                 initrd: &bytes["initrd.zst"],
                 command_line: &recipe.guest.command_line,
                 vcpus,
-                vcpu_type: &recipe.guest.vcpu_type,
+                vcpu_type: recipe.guest.vcpu_type.parse()?,
                 guest_features: GUEST_FEATURES,
             };
             let measurement = launch.measurement().context("the launch cannot be measured")?;
