@@ -15,6 +15,8 @@ pub mod protocol;
 
 #[cfg(feature = "chip")]
 pub mod chip;
+#[cfg(any(feature = "chip", feature = "root"))]
+mod development;
 #[cfg(feature = "guest")]
 pub mod guest;
 #[cfg(feature = "root")]

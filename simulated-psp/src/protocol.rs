@@ -195,7 +195,10 @@ mod tests {
             guest_svn: 3,
             tcb_version: u64::MAX,
         }));
-        round_trip(&Response::Report { report: Box::new(Bytes([9; 1184])), certificates: Blob(vec![1, 2, 3]) });
+        round_trip(&Response::Report {
+            report: Box::new(Bytes([9; 1184])),
+            certificates: Blob(vec![1, 2, 3]),
+        });
         round_trip(&Response::DerivedKey { key: Bytes([5; 32]) });
         round_trip(&Response::Refused { status: Status::InvalidParameter, reason: "x".into() });
     }

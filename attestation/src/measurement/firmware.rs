@@ -157,7 +157,7 @@ type Entry<'a> = ([u8; 16], &'a [u8]);
 
 /// Entries of the GUID table, which is read from its end; `None` when there is no table.
 fn guid_table(firmware: &[u8]) -> Result<Option<Vec<Entry<'_>>>, LaunchError> {
-    let Some((rest, (TABLE, length))) = take_trailer(&firmware[..firmware.len() - TABLE_END]) else {
+    let Some((rest, TABLE, length)) = take_trailer(&firmware[..firmware.len() - TABLE_END]) else {
         return Ok(None);
     };
     let wrong = || broken("GUID table", "an entry is longer than the table");
@@ -166,7 +166,7 @@ fn guid_table(firmware: &[u8]) -> Result<Option<Vec<Entry<'_>>>, LaunchError> {
     let mut table = &rest[rest.len() - length..];
     let mut entries: Vec<Entry<'_>> = Vec::new();
     while !table.is_empty() {
-        let (rest, (guid, length)) = take_trailer(table).ok_or_else(wrong)?;
+        let (rest, guid, length) = take_trailer(table).ok_or_else(wrong)?;
         let length =
             length.checked_sub(ENTRY_TRAILER).filter(|length| *length <= rest.len()).ok_or_else(wrong)?;
         let (rest, data) = rest.split_at(rest.len() - length);
@@ -180,10 +180,10 @@ fn guid_table(firmware: &[u8]) -> Result<Option<Vec<Entry<'_>>>, LaunchError> {
 }
 
 /// Splits off the trailer of the last entry: its GUID and the length of the whole entry.
-fn take_trailer(table: &[u8]) -> Option<(&[u8], ([u8; 16], usize))> {
+fn take_trailer(table: &[u8]) -> Option<(&[u8], [u8; 16], usize)> {
     let (rest, guid) = table.split_last_chunk::<16>()?;
     let (rest, length) = rest.split_last_chunk::<2>()?;
-    Some((rest, (*guid, usize::from(u16::from_le_bytes(*length)))))
+    Some((rest, *guid, usize::from(u16::from_le_bytes(*length))))
 }
 
 /// Sections of the SEV metadata, which begins `from_end` bytes before the end of the firmware.
