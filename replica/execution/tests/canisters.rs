@@ -1,5 +1,7 @@
 //! What canisters rely on: messages commit as a whole or leave nothing, and survive a restart.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use candid::Principal;

@@ -3,6 +3,8 @@
 //! The modules come from the directory that REDOUBT_MOTOKO_WASM names, or are compiled with the npm package
 //! `motoko` below the workspace's tests/js; without either, these tests say that they skip.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 mod common;
 
 use std::path::{Path, PathBuf};

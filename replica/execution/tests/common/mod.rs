@@ -1,5 +1,6 @@
 //! An engine on a medium in memory, and short ways to talk to it.
 #![allow(dead_code, unreachable_pub, reason = "each test program uses a part of it")]
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 use candid::{CandidType, Principal};
 use execution::{
