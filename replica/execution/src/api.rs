@@ -291,6 +291,15 @@ pub struct Progress {
     pub idle: bool,
 }
 
+/// What outsiders may see changed, since this was last asked.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    /// Ingress messages whose status changed or was forgotten.
+    pub requests: BTreeSet<RequestId>,
+    /// Canisters that were made or deleted, or whose [`CanisterView`] changed.
+    pub canisters: BTreeSet<Principal>,
+}
+
 /// Why the engine did not take an ingress message.
 #[derive(Debug, thiserror::Error)]
 pub enum SubmitError {

@@ -6,7 +6,7 @@ use candid::Principal;
 use heap::{Batch, Change, CommitError, Heap, PAGE, SpaceId};
 
 use crate::api::{
-    CanisterView, Config, ErrorCode, IngressMessage, IngressStatus, OpenError, Progress, QueryMessage,
+    CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, OpenError, Progress, QueryMessage,
     QueryReply, Reject, RequestId, RunError, SubmitError,
 };
 use crate::instance::{Code, Wasm};
@@ -30,6 +30,7 @@ pub struct Engine {
     pub(crate) instructions: u64,
     heartbeat_ns: u64,
     sweep_ns: u64,
+    changes: Changes,
 }
 
 /// What of an execution is to be committed beside the pending records.
@@ -65,8 +66,12 @@ impl Engine {
                 codes.insert(*id, Code::new(prepared));
             }
         }
+        let changes = Changes {
+            requests: state.statuses.committed().keys().copied().collect(),
+            canisters: state.canisters.committed().keys().copied().collect(),
+        };
         let world = Lent::new(World { heap, state, overlay: Overlay::default(), config, now_ns: 0 });
-        Ok(Self { world, wasm, codes, instructions: 0, heartbeat_ns: 0, sweep_ns: 0 })
+        Ok(Self { world, wasm, codes, instructions: 0, heartbeat_ns: 0, sweep_ns: 0, changes })
     }
 
     /// Sets the time that canisters see; it never goes back.
@@ -102,7 +107,12 @@ impl Engine {
         if state.messages.committed().len() >= config.limits.queue {
             return refuse(ErrorCode::CanisterQueueFull, "The queue is full; try again later");
         }
-        let record = StatusRecord { status: IngressStatus::Received, keep_until_ns: message.expiry_ns };
+        let record = StatusRecord {
+            status: IngressStatus::Received,
+            sender: message.sender,
+            canister: message.canister,
+            keep_until_ns: message.expiry_ns,
+        };
         state.statuses.insert(message.request_id, record);
         state.enqueue(Message::Ingress(message));
         self.commit(Kept::Nothing).map_err(|error| {
@@ -218,6 +228,7 @@ impl Engine {
         if !batch.changes.is_empty() {
             self.world.heap.commit(batch)?;
         }
+        self.note_changes();
         self.world.state.settle();
         self.world.overlay.clear();
         match kept {
@@ -230,6 +241,26 @@ impl Engine {
             Kept::Nothing | Kept::Memory(_) => {}
         }
         Ok(())
+    }
+
+    /// Remembers which of the pending changes outsiders may see.
+    fn note_changes(&mut self) {
+        let Self { world, changes, .. } = self;
+        changes.requests.extend(world.state.statuses.pending().map(|(id, ..)| *id));
+        let seen = |canister: Option<&Canister>| {
+            canister.map(|canister| {
+                let hash = canister.module.as_ref().map(|module| module.hash);
+                (hash, canister.controllers.clone(), canister.certified_data.clone())
+            })
+        };
+        let canisters = world.state.canisters.pending();
+        let canisters = canisters.filter(|(_, before, after)| seen(*before) != seen(*after));
+        changes.canisters.extend(canisters.map(|(id, ..)| *id));
+    }
+
+    /// What outsiders may see that changed since the last time this was asked; at first, all there is.
+    pub fn take_changes(&mut self) -> Changes {
+        std::mem::take(&mut self.changes)
     }
 
     /// Makes sure that the instance of a canister with code exists.
@@ -309,6 +340,11 @@ impl Engine {
     /// Where an ingress message stands; none if it is not known (any more).
     pub fn status(&self, id: &RequestId) -> Option<&IngressStatus> {
         self.world.state.statuses.committed().get(id).map(|record| &record.status)
+    }
+
+    /// Who sent an ingress message, and to whom; none if it is not known (any more).
+    pub fn requester(&self, id: &RequestId) -> Option<(Principal, Principal)> {
+        self.world.state.statuses.committed().get(id).map(|record| (record.sender, record.canister))
     }
 
     /// All known ingress messages, by request id.

@@ -18,7 +18,7 @@ mod syscalls;
 mod table;
 
 pub use api::{
-    CanisterView, Config, ErrorCode, IngressMessage, IngressStatus, Limits, Metadata, OpenError, Progress,
+    CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, Limits, Metadata, OpenError, Progress,
     QueryMessage, QueryReply, Randomness, Reject, RejectCode, RequestId, RunError, SubmitError, canister_id,
 };
 pub use engine::Engine;

@@ -177,6 +177,10 @@ pub(crate) struct Closure {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct StatusRecord {
     pub(crate) status: IngressStatus,
+    /// Who sent the message.
+    pub(crate) sender: Principal,
+    /// Who it was sent to.
+    pub(crate) canister: Principal,
     /// Forgotten after this time once it is final, in ns since 1970.
     pub(crate) keep_until_ns: u64,
 }

@@ -115,6 +115,11 @@ impl<K: Key, V: Clone + Serialize + DeserializeOwned> Table<K, V> {
         untouched.chain(self.pending.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))))
     }
 
+    /// The records that change with the next commit, as they are and as they will be.
+    pub(crate) fn pending(&self) -> impl Iterator<Item = (&K, Option<&V>, Option<&V>)> {
+        self.pending.iter().map(|(key, value)| (key, self.committed.get(key), value.as_ref()))
+    }
+
     /// The committed records, in order of their keys.
     pub(crate) fn committed(&self) -> &BTreeMap<K, V> {
         &self.committed

@@ -1,0 +1,241 @@
+//! The executor: the one thread that owns the engine. Messages come in by a bounded queue and are taken in
+//! batches; what a batch did is durable, then certified, then answered, in this order.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use execution::{
+    Engine, IngressMessage, IngressStatus, QueryMessage, QueryReply, Reject, RequestId, RunError, SubmitError,
+};
+use tokio::sync::oneshot;
+
+use crate::authentication::{Authenticated, Call, Query};
+use crate::certified_state::{CertifiedState, Change};
+use crate::clock::Clock;
+use crate::metrics::Metrics;
+use crate::pulse::Pulse;
+
+/// Messages taken from the queue before the engine runs.
+const BATCH: usize = 64;
+/// Longest sleep, so that time which a timer waits for is noticed.
+const NAP: Duration = Duration::from_secs(1);
+/// wasmtime executes programs on this thread's stack; the memory is used only as far as they go.
+const STACK: usize = 64 << 20;
+
+/// The executor does not take a message now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unavailable {
+    /// Too much waits.
+    #[error("too many requests wait for the executor; try again in a second")]
+    Busy,
+    /// It stopped.
+    #[error("the replica is stopping; try again when it is back")]
+    Stopped,
+}
+
+/// The executor cannot be started.
+#[derive(Debug, thiserror::Error)]
+#[error("the executor's thread cannot be started; raise the limit of threads or memory")]
+pub struct SpawnError(#[from] io::Error);
+
+/// What became of an update call that was handed in.
+#[derive(Debug)]
+pub enum Submitted {
+    /// It is durable; the receiver tells when it has finished.
+    Accepted(oneshot::Receiver<()>),
+    /// It was refused before it became part of the state.
+    Rejected(Reject),
+}
+
+enum Command {
+    Call(Authenticated<Call>, oneshot::Sender<Result<Submitted, Unavailable>>),
+    Query(Authenticated<Query>, oneshot::Sender<QueryReply>),
+}
+
+/// Hands messages to the executor.
+#[derive(Clone)]
+pub struct Executor {
+    commands: SyncSender<Command>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Executor {
+    /// Starts the thread. It ends when told to [`stop`](Self::stop), or when the engine cannot go on.
+    pub fn spawn(
+        engine: Engine,
+        certified: Arc<CertifiedState>,
+        clock: Clock,
+        pulse: Arc<Pulse>,
+        metrics: Arc<Metrics>,
+        queue: usize,
+    ) -> Result<(Self, JoinHandle<Result<(), RunError>>), SpawnError> {
+        let (commands, received) = sync_channel(queue);
+        let stopping = Arc::new(AtomicBool::new(false));
+        let mut worker = Worker {
+            engine,
+            certified,
+            clock,
+            pulse,
+            metrics,
+            waiting: HashMap::new(),
+            commands: received,
+            stopping: stopping.clone(),
+        };
+        // What was certified at the start is what the heap held.
+        worker.publish();
+        let thread = std::thread::Builder::new()
+            .name("executor".into())
+            .stack_size(STACK)
+            .spawn(move || worker.work())?;
+        Ok((Self { commands, stopping }, thread))
+    }
+
+    /// Hands in an update call.
+    pub async fn call(&self, call: Authenticated<Call>) -> Result<Submitted, Unavailable> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Call(call, answer))?;
+        answered.await.unwrap_or(Err(Unavailable::Stopped))
+    }
+
+    /// Asks a query.
+    pub async fn query(&self, query: Authenticated<Query>) -> Result<QueryReply, Unavailable> {
+        let (answer, answered) = oneshot::channel();
+        self.send(Command::Query(query, answer))?;
+        answered.await.map_err(|_| Unavailable::Stopped)
+    }
+
+    /// Ends the thread after its current step, within a second if there is none. What is queued is durable.
+    pub fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    fn send(&self, command: Command) -> Result<(), Unavailable> {
+        self.commands.try_send(command).map_err(|error| match error {
+            TrySendError::Full(_) => Unavailable::Busy,
+            TrySendError::Disconnected(_) => Unavailable::Stopped,
+        })
+    }
+}
+
+struct Worker {
+    engine: Engine,
+    certified: Arc<CertifiedState>,
+    clock: Clock,
+    pulse: Arc<Pulse>,
+    metrics: Arc<Metrics>,
+    /// Who wants to know when a request has finished.
+    waiting: HashMap<RequestId, Vec<oneshot::Sender<()>>>,
+    commands: Receiver<Command>,
+    stopping: Arc<AtomicBool>,
+}
+
+impl Worker {
+    fn work(mut self) -> Result<(), RunError> {
+        let mut idle = false;
+        while !self.stopping.load(Ordering::Relaxed) {
+            let pause = if idle { self.pause() } else { Duration::ZERO };
+            self.pulse.idle();
+            let first = match self.commands.recv_timeout(pause) {
+                Ok(command) => Some(command),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+            };
+            self.pulse.busy();
+            let more: Vec<_> = self.commands.try_iter().take(BATCH).collect();
+            for command in first.into_iter().chain(more) {
+                match command {
+                    Command::Call(call, answer) => {
+                        // Whoever gave up waiting is not told.
+                        let _ = answer.send(self.submit(call));
+                    }
+                    Command::Query(query, answer) => {
+                        let _ = answer.send(self.query(query));
+                    }
+                }
+            }
+            idle = self.engine.run((self.clock)())?.idle;
+            self.publish();
+            self.answer();
+        }
+        Ok(())
+    }
+
+    /// How long there is nothing to do unless a message comes.
+    fn pause(&self) -> Duration {
+        let wakeup =
+            self.engine.next_wakeup().map(|at| Duration::from_nanos(at.saturating_sub((self.clock)())));
+        wakeup.map_or(NAP, |wakeup| wakeup.min(NAP))
+    }
+
+    fn submit(&mut self, call: Authenticated<Call>) -> Result<Submitted, Unavailable> {
+        let now_ns = (self.clock)();
+        let (request_id, sender, expiry_ns) = (call.request_id(), call.sender(), call.expiry_ns());
+        // A request that is known is not judged again: whoever repeats it waits for the same outcome.
+        if self.engine.status(&request_id).is_none() {
+            let Call { canister, method, arg } = call.into_content();
+            let message = IngressMessage { request_id, sender, canister, method, arg, expiry_ns };
+            if let Err(reject) = self.engine.accept(&message, now_ns) {
+                return Ok(Submitted::Rejected(reject));
+            }
+            match self.engine.submit(message, now_ns) {
+                Ok(()) | Err(SubmitError::Duplicate) => {}
+                Err(SubmitError::Refused(reject)) => return Ok(Submitted::Rejected(reject)),
+                Err(SubmitError::Commit(error)) => {
+                    tracing::error!("a message could not be made durable: {error}");
+                    return Err(Unavailable::Busy);
+                }
+            }
+        }
+        let (done, finished) = oneshot::channel();
+        self.waiting.entry(request_id).or_default().push(done);
+        Ok(Submitted::Accepted(finished))
+    }
+
+    fn query(&mut self, query: Authenticated<Query>) -> QueryReply {
+        let now_ns = (self.clock)();
+        let sender = query.sender();
+        let Query { canister, method, arg } = query.into_content();
+        let data_certificate = Some(self.certified.data_certificate(&canister, now_ns));
+        self.engine.query(QueryMessage { sender, canister, method, arg, data_certificate }, now_ns)
+    }
+
+    /// Shows what was committed.
+    fn publish(&mut self) {
+        let changes = self.engine.take_changes();
+        let engine = &self.engine;
+        let requests = changes.requests.iter().map(|id| match (engine.status(id), engine.requester(id)) {
+            (Some(status), Some((sender, canister))) => Change::Request { id: *id, status, sender, canister },
+            _ => Change::NoRequest(*id),
+        });
+        let canisters = changes.canisters.iter().map(|id| match engine.canister(id) {
+            Some(view) => Change::Canister(view),
+            None => Change::NoCanister(*id),
+        });
+        self.certified.update(requests.chain(canisters));
+        let heap = engine.heap_status();
+        self.metrics.heap_epoch.store(heap.epoch, Ordering::Relaxed);
+        self.metrics.heap_used.store(heap.used, Ordering::Relaxed);
+        self.metrics.heap_capacity.store(heap.capacity, Ordering::Relaxed);
+    }
+
+    /// Tells those who wait for requests that have finished, or whose answer is gone.
+    fn answer(&mut self) {
+        let Self { waiting, engine, .. } = self;
+        waiting.retain(|id, senders| {
+            let open = matches!(engine.status(id), Some(IngressStatus::Received | IngressStatus::Processing));
+            if open {
+                senders.retain(|sender| !sender.is_closed());
+            } else {
+                for sender in senders.drain(..) {
+                    let _ = sender.send(());
+                }
+            }
+            !senders.is_empty()
+        });
+    }
+}

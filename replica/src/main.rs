@@ -1,0 +1,90 @@
+//! `replica --config FILE`: serves the Internet Computer's interface for the canisters on one heap.
+
+use std::error::Error;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use replica::config::{Config, LogFormat};
+use replica::node::Node;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Serves the Internet Computer's interface for the canisters on one persistent heap.
+#[derive(Parser)]
+#[command(
+    version,
+    after_help = "Exit codes:\n  0  stopped as asked (SIGTERM, SIGINT)\n  1  execution could not go on: \
+    check the heap's medium and the log\n  2  wrong arguments\n  3  the configuration cannot be used\n  4  a part \
+    could not be opened: secret, heap, canisters, TLS or the socket"
+)]
+struct Arguments {
+    /// Configuration (TOML); examples/laptop.toml explains each key.
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+}
+
+const ENDED: u8 = 1;
+const BAD_CONFIG: u8 = 3;
+const NOT_OPENED: u8 = 4;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let config = match Config::read(&arguments.config) {
+        Ok(config) => config,
+        Err(error) => return failed(&error, BAD_CONFIG),
+    };
+    log_to_stdout(config.log);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return failed(&error, NOT_OPENED),
+    };
+    let code = runtime.block_on(run(config));
+    // An executor in the middle of a message does not hold up the end.
+    runtime.shutdown_background();
+    code
+}
+
+async fn run(config: Config) -> ExitCode {
+    // Before anything is served, so that a signal is never missed.
+    let (mut terminate, mut interrupt) =
+        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+            (Err(error), _) | (_, Err(error)) => return failed(&error, NOT_OPENED),
+        };
+    let node = match Node::start(config, replica::clock::system()).await {
+        Ok(node) => node,
+        Err(error) => return failed(&error, NOT_OPENED),
+    };
+    let stop = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    match node.serve(stop).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => failed(&error, ENDED),
+    }
+}
+
+/// Prints an error with its causes.
+fn failed(error: &dyn Error, code: u8) -> ExitCode {
+    eprintln!("replica: {error}");
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        eprintln!("  because: {error}");
+        cause = error.source();
+    }
+    ExitCode::from(code)
+}
+
+/// Log lines on standard output; RUST_LOG chooses what, "info" if it is not set.
+fn log_to_stdout(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(false);
+    match format {
+        LogFormat::Plain => lines.init(),
+        LogFormat::Json => lines.json().init(),
+    }
+}
