@@ -1,5 +1,7 @@
 //! Verdicts on reports of real processors and on forgeries, against two independent implementations' verdicts.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+
 mod common;
 
 use attestation::{
@@ -132,7 +134,10 @@ fn each_demand_has_its_own_code() {
     assert_eq!(broken(&|p| p.report_data[63] ^= 1), ["report-data-mismatch"]);
     assert_eq!(broken(&|p| p.host_data = Some([1; 32])), ["host-data-mismatch"]);
     assert_eq!(broken(&|p| p.host_data = Some(report.host_data())), [""; 0]);
-    assert_eq!(broken(&|p| drop(p.products.remove(&Product::Genoa))), ["product-not-allowed"]);
+    assert_eq!(
+        broken(&|p| p.products.retain(|product, _| *product != Product::Genoa)),
+        ["product-not-allowed"]
+    );
     assert_eq!(broken(&|p| p.chips = Some([[1; 64]].into())), ["chip-not-allowed"]);
     assert_eq!(broken(&|p| p.minimum_report_version = 6), ["report-version-too-old"]);
     assert_eq!(broken(&|p| p.guest_policy_allowed = 0), ["smt-allowed"]);
@@ -234,6 +239,29 @@ fn no_byte_of_a_certificate_can_be_turned() {
             authenticate(&evidence, &TrustAnchors::amd()).is_err(),
             "certificate {index} with a byte more"
         );
+    }
+}
+
+/// Altered certificates still tell what they are: the reasons add up, and each shows that its check is made.
+#[test]
+fn an_intermediate_must_be_allowed_to_issue() {
+    let Some(folder) = folder() else { return };
+    let good = evidence_of(&folder, "oak-genoa-oc");
+    // basicConstraints CA:TRUE, pathlen 0; keyUsage keyCertSign, made cRLSign.
+    let changes: [(&[u8], &[u8]); 2] = [
+        (b"\x30\x06\x01\x01\xff\x02\x01\x00", b"\x30\x06\x01\x01\x00\x02\x01\x00"),
+        (b"\xff\x04\x04\x03\x02\x01\x04", b"\xff\x04\x04\x03\x02\x01\x02"),
+    ];
+    for (from, to) in changes {
+        let mut evidence = good.clone();
+        let ask = &mut evidence.certificates.ask;
+        let at = ask.windows(from.len()).position(|window| window == from).unwrap();
+        ask[at..at + to.len()].copy_from_slice(to);
+        let refusal = authenticate(&evidence, &TrustAnchors::amd()).unwrap_err();
+        let found: Vec<_> = refusal.failures().iter().map(|failure| failure.found.as_str()).collect();
+        let expected =
+            ["the signature of ark under ask does not verify", "ask is not allowed to issue certificates"];
+        assert_eq!(found, expected);
     }
 }
 

@@ -1,5 +1,7 @@
 //! The launch digest against a real processor's and against an independent implementation's.
 
+#![allow(clippy::unwrap_used, reason = "helpers of tests")]
+
 mod common;
 
 use attestation::measurement::{

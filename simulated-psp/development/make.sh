@@ -7,7 +7,9 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
 for name in ark ask; do
-    openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:4096 -outform DER -out "$name.pkcs8.der"
+    # In two steps: genpkey alone would write DER as PKCS#1.
+    openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:4096 |
+        openssl pkcs8 -topk8 -nocrypt -outform DER -out "$name.pkcs8.der"
     upper=$(printf %s "$name" | tr a-z A-Z)
     # shellcheck disable=SC2086
     openssl req -new -keyform DER -key "$name.pkcs8.der" -subj "/CN=SIM-$upper-NOT-AMD" $PSS -out "$work/$name.csr"

@@ -210,7 +210,7 @@ mod tests {
         for bad in [
             good.replace("\"vmpl\":0", "\"vmpl\":-1"),
             good.replace("\"vmpl\":0", "\"vmpl\":0,\"more\":1"),
-            good.replace("AAAA\"", "\""),
+            good.replace("AAAA==", "=="),
             good.replace("AAAA", "****"),
             good.replace("\"report\"", "\"other\""),
         ] {

@@ -1,6 +1,8 @@
 //! The simulated chip's evidence before the real verifier: accepted under the simulation's root, and refused, by name,
 //! for everything that is wrong with it.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 use attestation::{
     Evidence, EvidenceKind, Measurement, Policy, Product, Refusal, TrustAnchors, Verified, binding,
     measurement::{Launch, VcpuType},
