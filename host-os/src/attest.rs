@@ -34,7 +34,7 @@ pub fn anchors(profile: Profile) -> Option<TrustAnchors> {
     match profile {
         Profile::Production => Some(TrustAnchors::amd()),
         #[cfg(feature = "virtual")]
-        Profile::Virtual => Some(simulated_psp::root::anchors()),
+        Profile::Virtual => Some(simulated_psp::root::trust_anchors()),
         #[cfg(not(feature = "virtual"))]
         Profile::Virtual => None,
     }
@@ -232,4 +232,104 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+#[cfg(feature = "virtual")]
+mod tests {
+    use super::*;
+    use crate::tls::testing::Server;
+    use attestation::EvidenceKind;
+    use simulated_psp::chip::{Chip, LaunchContext};
+    use simulated_psp::protocol::{Bytes, Request, Response};
+
+    const MEASUREMENT: Measurement = Measurement([3; 48]);
+    const HOST_DATA: [u8; 32] = [4; 32];
+
+    /// A server that gives evidence of a simulated chip for `REPORT_DATA` as `bind` makes it of nonce and key.
+    async fn guest(bind: impl Fn([u8; 32], &[u8]) -> [u8; 64] + Send + 'static) -> SocketAddr {
+        let dir = tempfile::tempdir().unwrap();
+        let chip = Chip::open_or_create(dir.path()).unwrap();
+        let psp = chip.launch(LaunchContext::new(MEASUREMENT, HOST_DATA)).unwrap();
+        let answer = move |head: &str, tls_key: &[u8]| {
+            let path = "GET /evidence?nonce=";
+            assert!(head.starts_with(path), "{head}");
+            let mut nonce = [0; 32];
+            hex::decode_to_slice(&head[path.len()..path.len() + 64], &mut nonce).unwrap();
+            let report_data = Bytes(bind(nonce, tls_key));
+            let Response::Report { report, certificates } =
+                psp.handle(&Request::Report { report_data, vmpl: 0 })
+            else {
+                panic!("refused")
+            };
+            let evidence =
+                Evidence::from_tsm(EvidenceKind::SimSnp, report.0.to_vec(), &certificates.0).unwrap();
+            let body = evidence.to_json().unwrap();
+            format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+        };
+        Server::start_with(answer).await.address
+    }
+
+    fn bound(nonce: [u8; 32], tls_key: &[u8]) -> [u8; 64] {
+        attestation::binding::report_data(EvidenceKind::SimSnp, &nonce, tls_key)
+    }
+
+    fn expected() -> Expectations {
+        let anchors = anchors(Profile::Virtual).unwrap();
+        Expectations { measurements: vec![MEASUREMENT], host_data: Some(HOST_DATA), anchors }
+    }
+
+    async fn codes(address: SocketAddr, expected: &Expectations) -> Vec<&'static str> {
+        match fetch_and_verify(address, expected).await {
+            Err(AttestError::Refused(refusal)) => refusal.codes().collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn evidence_for_this_nonce_and_key_is_believed() {
+        let attested = fetch_and_verify(guest(bound).await, &expected()).await.unwrap();
+        assert_eq!(attested.verified.measurement(), MEASUREMENT);
+        let key_hash: KeyHash = Sha256::digest(&attested.fetched.tls_key).into();
+        assert_eq!(attested.pin.key_hash(), &key_hash);
+    }
+
+    #[tokio::test]
+    async fn a_replayed_nonce_is_refused() {
+        let address = guest(|_, tls_key| bound([0; 32], tls_key)).await;
+        assert_eq!(codes(address, &expected()).await, ["report-data-mismatch"]);
+    }
+
+    #[tokio::test]
+    async fn evidence_for_another_tls_key_is_refused() {
+        // What a host does that puts itself between verifier and guest.
+        let address = guest(|nonce, _| bound(nonce, b"the key of the real guest")).await;
+        assert_eq!(codes(address, &expected()).await, ["report-data-mismatch"]);
+    }
+
+    #[tokio::test]
+    async fn another_guest_or_configuration_is_refused() {
+        let address = guest(bound).await;
+        let other = Expectations { measurements: vec![Measurement([9; 48])], ..expected() };
+        assert_eq!(codes(address, &other).await, ["measurement-not-allowed"]);
+        let other = Expectations { host_data: Some([9; 32]), ..expected() };
+        assert_eq!(codes(address, &other).await, ["host-data-mismatch"]);
+    }
+
+    #[tokio::test]
+    async fn a_production_verifier_refuses_the_simulation() {
+        let anchors = anchors(Profile::Production).unwrap();
+        let refused = codes(guest(bound).await, &Expectations { anchors, ..expected() }).await;
+        assert!(refused.contains(&"kind-not-allowed"), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn no_evidence_is_an_error_of_its_own() {
+        let server = Server::start("HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy").await;
+        let error = fetch_and_verify(server.address, &expected()).await.unwrap_err();
+        assert!(chain(&error).contains("503: busy"), "{error:?}");
+        let server = Server::start("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await;
+        let error = fetch_and_verify(server.address, &expected()).await.unwrap_err();
+        assert!(matches!(error, AttestError::Fetch(FetchError::Malformed { .. })), "{error:?}");
+    }
 }

@@ -49,7 +49,7 @@ async fn connection(client: TcpStream, guest: SocketAddr, pin: Option<Pin>) {
     let server = timeout(CONNECT, async {
         let stream = TcpStream::connect(guest).await?;
         stream.set_nodelay(true)?;
-        pin.connector().connect(guest.ip().into(), stream).await
+        pin.connector().connect(guest.ip(), stream).await
     });
     match server.await {
         Ok(Ok(server)) => copy(client, server).await,

@@ -44,6 +44,9 @@ pub(crate) type Reports = mpsc::Sender<(u64, Report)>;
 pub(crate) enum SpawnError {
     #[error("cannot make the channels to QEMU: {0}")]
     Channels(#[source] io::Error),
+    #[error("the platform cannot begin a guest: {0}")]
+    #[cfg_attr(not(feature = "virtual"), expect(dead_code, reason = "no platform is built in"))]
+    Platform(String),
     #[error("cannot open the console's log: {0}")]
     Console(#[source] io::Error),
     #[error("cannot start {program}: {source}; install the package qemu-system-x86, or give --qemu")]

@@ -6,6 +6,8 @@ use crate::config::ConfigText;
 use crate::guest::{QemuEnd, SpawnError};
 use crate::launch::{Accel, Platform};
 use crate::node::NodeDir;
+#[cfg(feature = "virtual")]
+use crate::psp::SimulatedProcessor;
 use std::pin::Pin;
 
 /// What protects the guest. SEV-SNP gets its variant with its launch; a build without the feature `virtual` has
@@ -20,8 +22,8 @@ pub enum CheckedPlatform {
         accel: Accel,
         /// Why so.
         reason: String,
-        /// The simulated secure processor, holding the measurement of what is launched.
-        psp: crate::psp::SharedPsp,
+        /// The simulated secure processor, told the measurement of what is launched.
+        processor: SimulatedProcessor,
     },
 }
 
@@ -48,10 +50,11 @@ impl CheckedPlatform {
     pub(crate) fn connect(&self) -> Result<Connected, SpawnError> {
         match *self {
             #[cfg(feature = "virtual")]
-            Self::Virtual { accel, ref psp, .. } => {
+            Self::Virtual { accel, ref processor, .. } => {
                 let (stream, qemu_end) = crate::guest::channel().map_err(SpawnError::Channels)?;
                 let platform = Platform::Virtual { accel, psp: qemu_end.fd() };
-                let task = Box::pin(crate::psp::serve(stream, psp.clone()));
+                let psp = processor.launch().map_err(|error| SpawnError::Platform(error.to_string()))?;
+                let task = Box::pin(crate::psp::serve(stream, psp));
                 Ok(Connected { platform, task, _qemu_end: qemu_end })
             }
         }
@@ -78,8 +81,9 @@ pub(crate) fn set_up(
         let firmware = release.file(FileName::Firmware).path();
         accel::probe(&options.qemu, &firmware, &release.file(FileName::Kernel).path())
     });
-    let psp = crate::psp::open(node, release, config)?;
-    Ok(CheckedPlatform::Virtual { accel, reason, psp })
+    let processor = SimulatedProcessor::open(node, release, config)
+        .map_err(|error| CheckError::Chip(error.to_string()))?;
+    Ok(CheckedPlatform::Virtual { accel, reason, processor })
 }
 
 /// No platform is built in.

@@ -1,36 +1,42 @@
 //! Serves the simulated secure processor to one guest. Only in builds for virtual nodes.
 
 use crate::bundle::CheckedRelease;
-use crate::check::CheckError;
 use crate::config::ConfigText;
 use crate::guest::next_frame;
 use crate::node::NodeDir;
-use simulated_psp::chip::{Chip, LaunchContext, Psp};
+use attestation::report::GuestPolicy;
+use simulated_psp::chip::{Chip, ChipError, LaunchContext, Psp};
 use simulated_psp::protocol::Request;
-use std::sync::Arc;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-/// One launch's processor: the same for every start of the same release and configuration.
-pub(crate) type SharedPsp = Arc<Psp>;
+/// The node's simulated chip, and what is launched on it.
+#[derive(Debug)]
+pub struct SimulatedProcessor {
+    chip: Chip,
+    context: LaunchContext,
+}
 
-/// The node's simulated chip, told what is launched on it.
-pub(crate) fn open(
-    node: &NodeDir,
-    release: &CheckedRelease,
-    config: &ConfigText,
-) -> Result<SharedPsp, CheckError> {
-    let chip = Chip::open_or_create(&node.chip()).map_err(|error| CheckError::Chip(error.to_string()))?;
-    let context = LaunchContext {
-        measurement: *release.measurement(),
-        host_data: config.host_data(),
-        policy: release.manifest().manifest().guest.policy,
-    };
-    Ok(Arc::new(chip.launch(context)))
+impl SimulatedProcessor {
+    /// Opens the node's chip.
+    pub(crate) fn open(
+        node: &NodeDir,
+        release: &CheckedRelease,
+        config: &ConfigText,
+    ) -> Result<Self, ChipError> {
+        let mut context = LaunchContext::new(*release.measurement(), config.host_data());
+        context.policy = GuestPolicy(release.manifest().manifest().guest.policy);
+        Ok(Self { chip: Chip::open_or_create(&node.chip())?, context })
+    }
+
+    /// Begins the life of one guest.
+    pub(crate) fn launch(&self) -> Result<Psp, ChipError> {
+        self.chip.launch(self.context.clone())
+    }
 }
 
 /// Answers requests until the guest is gone or sends something that is no request.
-pub(crate) async fn serve(mut stream: UnixStream, psp: SharedPsp) {
+pub(crate) async fn serve(mut stream: UnixStream, psp: Psp) {
     let mut buffer = Vec::new();
     loop {
         let request = match next_frame::<Request>(&mut stream, &mut buffer).await {

@@ -92,16 +92,17 @@ pub(crate) mod testing {
 
     impl Server {
         pub(crate) async fn start(answer: &'static str) -> Self {
-            Self::start_with(move |_| answer.to_owned()).await
+            Self::start_with(move |_, _| answer.to_owned()).await
         }
 
-        /// The answer may depend on the request's head.
-        pub(crate) async fn start_with(answer: impl Fn(&str) -> String + Send + 'static) -> Self {
+        /// The answer may depend on the request's head and on the server's key.
+        pub(crate) async fn start_with(answer: impl Fn(&str, &[u8]) -> String + Send + 'static) -> Self {
             let key = rcgen::KeyPair::generate().unwrap();
             let certificate =
                 rcgen::CertificateParams::new(["guest".to_owned()]).unwrap().self_signed(&key).unwrap();
             let certificate = certificate.der().clone();
-            let key_hash = Sha256::digest(public_key(&certificate).unwrap()).into();
+            let tls_key = public_key(&certificate).unwrap();
+            let key_hash = Sha256::digest(&tls_key).into();
             let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             let provider = Arc::new(rustls::crypto::ring::default_provider());
             let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -118,7 +119,7 @@ pub(crate) mod testing {
                     let Ok(mut stream) = acceptor.accept(stream).await else { continue };
                     let mut head = vec![0; 4096];
                     let count = stream.read(&mut head).await.unwrap_or(0);
-                    let answer = answer(&String::from_utf8_lossy(&head[..count]));
+                    let answer = answer(&String::from_utf8_lossy(&head[..count]), &tls_key);
                     let _ = stream.write_all(answer.as_bytes()).await;
                     let _ = stream.shutdown().await;
                 }

@@ -41,7 +41,10 @@ pub(crate) fn run(args: &Logs, output: &Output) -> Result<Reply, Failure> {
     let mut lines = Lines::default();
     let last = tail(&mut file, args.lines, &mut lines).map_err(|error| failed(&error))?;
     last.iter().for_each(|line| print(line, output));
-    while args.follow {
+    if !args.follow {
+        return Ok(Reply::silent());
+    }
+    loop {
         std::thread::sleep(Duration::from_millis(200));
         // A reader that has gone away (`| head`) ends the program with the next print.
         lines.read(&mut file, &mut |line| print(line, output)).map_err(|error| failed(&error))?;
@@ -50,7 +53,6 @@ pub(crate) fn run(args: &Logs, output: &Output) -> Result<Reply, Failure> {
             file = File::open(&path).map_err(|error| failed(&error))?;
         }
     }
-    Ok(Reply::silent())
 }
 
 /// A log is renamed when it is full; then its name leads to another file.

@@ -1,0 +1,7 @@
+//! The agent as a process, with a simulated QEMU. Boots of real guests are in the workspace's `tests`.
+#![cfg(feature = "virtual")]
+
+mod refusals;
+mod restarts;
+#[cfg(test)]
+mod world;
