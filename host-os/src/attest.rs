@@ -3,7 +3,7 @@
 
 use crate::http::{GetError, get_once};
 use crate::tls::{KeyHash, client_config, public_key};
-use attestation::{Evidence, EvidenceError, Measurement, Policy, Refusal, TrustAnchors, Verified};
+use attestation::{Evidence, Measurement, Policy, Refusal, TrustAnchors, Verified};
 use release::Profile;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
@@ -73,7 +73,7 @@ pub enum FetchError {
         /// The guest.
         address: SocketAddr,
         /// Why.
-        source: EvidenceError,
+        source: serde_json::Error,
     },
     /// Too slow.
     #[error("{address} did not answer within {} s", PATIENCE.as_secs())]
@@ -175,6 +175,13 @@ pub async fn fetch(address: SocketAddr) -> Result<Fetched, FetchError> {
     }
 }
 
+/// The answer to `GET /evidence`.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Answer {
+    evidence: Evidence,
+}
+
 async fn fetch_without_limit(address: SocketAddr) -> Result<Fetched, FetchError> {
     let mut nonce = [0; 32];
     SystemRandom::new().fill(&mut nonce).map_err(|_| FetchError::Nonce)?;
@@ -191,7 +198,8 @@ async fn fetch_without_limit(address: SocketAddr) -> Result<Fetched, FetchError>
     let body = get_once(stream, &address.to_string(), &path, MAX_EVIDENCE)
         .await
         .map_err(|source| FetchError::Evidence { address, source })?;
-    let evidence = Evidence::from_json(&body).map_err(|source| FetchError::Malformed { address, source })?;
+    let Answer { evidence } =
+        serde_json::from_slice(&body).map_err(|source| FetchError::Malformed { address, source })?;
     Ok(Fetched { evidence, nonce, tls_key })
 }
 
@@ -264,7 +272,7 @@ mod tests {
             };
             let evidence =
                 Evidence::from_tsm(EvidenceKind::SimSnp, report.0.to_vec(), &certificates.0).unwrap();
-            let body = evidence.to_json().unwrap();
+            let body = format!("{{\"evidence\":{}}}", evidence.to_json().unwrap());
             format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
         };
         Server::start_with(answer).await.address
