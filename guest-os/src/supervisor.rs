@@ -296,7 +296,7 @@ mod tests {
     #[test]
     fn no_sequence_of_events_breaks_an_invariant() {
         let mut count = 0;
-        explore(&Supervisor::new(POLICY), &World::default(), 0, 5, &mut Vec::new(), &mut count);
+        explore(&Supervisor::new(POLICY), &World::default(), 0, 6, &mut Vec::new(), &mut count);
         assert!(count > 100_000, "only {count} states seen");
     }
 
