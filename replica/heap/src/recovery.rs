@@ -120,10 +120,7 @@ pub(crate) fn recover(
 
     let sealer = Sealer::new(&keys, superblock.media)?;
     let mut store = Store { media, keys, watermark, superblock, cursor, sealer, buffer: Vec::new() };
-    if let Some(copy) = stale {
-        store.write_superblock(copy)?;
-    }
-    let watermark_repaired = repair_watermarks(&mut store, cells, epoch)?;
+    let watermark_repaired = repair(&mut store, stale, cells, epoch)?;
     let recovery = Recovery {
         created: false,
         epoch,
@@ -212,17 +209,34 @@ fn read_watermarks(media: &dyn Media, key: &MacKey) -> Result<[Option<u64>; 2], 
     Ok(cells)
 }
 
-/// Brings the cell of the last commit up to date. If the other one is not authentic it goes first, with a fence
-/// between, so that one valid cell remains whatever happens.
-fn repair_watermarks(store: &mut Store, cells: [Option<u64>; 2], epoch: u64) -> Result<bool, OpenError> {
+/// Makes the medium say what the caller is about to be shown, and nothing else ever again.
+///
+/// A commit that was discarded must stay so. Its remains may lack no more than a word that a later write to the
+/// same place happens to carry, and would then come back to life if a crash tore that write. So the remains of
+/// a frame lose their header, and those of a superblock are overwritten, before anything else happens.
+///
+/// Returns whether a watermark cell was out of date.
+fn repair(
+    store: &mut Store,
+    stale: Option<usize>,
+    cells: [Option<u64>; 2],
+    epoch: u64,
+) -> Result<bool, OpenError> {
+    if let Some(copy) = stale {
+        store.write_superblock(copy)?;
+    }
+    // Of the cells, the damaged one first: the other must remain until the fence.
     let current = usize::from(epoch & 1 == 1);
     let other_damaged = cells[1 - current].is_none();
     if other_damaged {
         // Any epoch that was reached may stand in either cell.
         let cell = encode_watermark(epoch, &store.watermark);
         store.media.write(WATERMARKS[1 - current], &cell)?;
-        store.media.fence()?;
     }
+    if store.cursor.free() > 0 {
+        store.media.write(store.cursor.offset, &[0; frame::HEADER])?;
+    }
+    store.media.fence()?;
     let behind = cells[current] != Some(epoch);
     if behind {
         store.acknowledge(epoch)?;

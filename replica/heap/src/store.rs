@@ -6,7 +6,9 @@ use crate::codec::Op;
 use crate::frame::{self, Cursor, Kind};
 use crate::media::{Media, MediaError};
 use crate::seal::{self, Keys, MacKey, SealError, Sealer};
-use crate::superblock::{SUPERBLOCKS, Superblock, WATERMARKS, encode_watermark, watermark_offset};
+use crate::superblock::{
+    SUPERBLOCK, SUPERBLOCKS, Superblock, WATERMARKS, encode_watermark, watermark_offset,
+};
 
 /// A failure while writing; after it nothing is known about the medium.
 #[derive(Debug, Error)]
@@ -40,6 +42,8 @@ impl Store {
         let buffer = Vec::new();
         let mut store = Self { media, keys, watermark, superblock: initial, cursor, sealer, buffer };
         store.write_superblock(1)?;
+        // An earlier attempt may have left a torn first copy, which must not be completed by the one to come.
+        store.media.write(SUPERBLOCKS[0], &[0; SUPERBLOCK])?;
         store.media.fence()?;
         for offset in WATERMARKS {
             store.media.write(offset, &encode_watermark(0, &store.watermark))?;
