@@ -6,8 +6,9 @@ mod settings;
 
 use candid::utils::{ArgumentDecoder, decode_args_with_config};
 use candid::{CandidType, DecoderConfig, Principal};
-use ic_management_canister_types::{CanisterIdRecord, ProvisionalCreateCanisterWithCyclesArgs};
+use ic_management_canister_types::ProvisionalCreateCanisterWithCyclesArgs;
 use serde::Deserialize;
+use serde_bytes::ByteBuf;
 
 use crate::api::{ErrorCode, Reject};
 use crate::engine::{Engine, Kept};
@@ -48,9 +49,14 @@ const CONTROLLED: [&str; 11] = [
 /// The canister that a call to the management canister is about: what the URL of the call must name. None if
 /// the method may not be called from outside or its argument does not name one; the engine will say so.
 pub fn effective_canister_id(method: &str, arg: &[u8]) -> Option<Principal> {
+    /// The long fields are named here only because skipping what is not named costs far more than reading it.
     #[derive(CandidType, Deserialize)]
-    struct Target {
-        target_canister: Principal,
+    struct Named {
+        canister_id: Option<Principal>,
+        target_canister: Option<Principal>,
+        wasm_module: Option<ByteBuf>,
+        arg: Option<ByteBuf>,
+        chunk: Option<ByteBuf>,
     }
     match method {
         // There is no canister yet: the URL names the one wanted, or the management canister.
@@ -58,10 +64,8 @@ pub fn effective_canister_id(method: &str, arg: &[u8]) -> Option<Principal> {
             let args: ProvisionalCreateCanisterWithCyclesArgs = decode(arg).ok()?;
             Some(args.specified_id.unwrap_or(Principal::management_canister()))
         }
-        "install_chunked_code" => Some(decode::<Target>(arg).ok()?.target_canister),
-        _ if OPEN.contains(&method) || CONTROLLED.contains(&method) => {
-            Some(decode::<CanisterIdRecord>(arg).ok()?.canister_id)
-        }
+        "install_chunked_code" => decode::<Named>(arg).ok()?.target_canister,
+        _ if OPEN.contains(&method) || CONTROLLED.contains(&method) => decode::<Named>(arg).ok()?.canister_id,
         _ => None,
     }
 }
@@ -91,7 +95,7 @@ fn decode<T: CandidType + for<'a> Deserialize<'a>>(arg: &[u8]) -> Result<T, Reje
 
 fn decode_arguments<T: for<'a> ArgumentDecoder<'a>>(arg: &[u8]) -> Result<T, Reject> {
     let mut config = DecoderConfig::new();
-    config.set_decoding_quota(100_000 + 64 * arg.len()).set_skipping_quota(10_000);
+    config.set_decoding_quota(100_000 + 64 * arg.len()).set_skipping_quota(100_000 + 64 * arg.len());
     decode_args_with_config(arg, &config).map_err(|error| {
         let text = format!("Error decoding candid: {error}");
         Reject::new(ErrorCode::InvalidManagementPayload, text)
