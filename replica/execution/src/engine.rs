@@ -6,8 +6,8 @@ use candid::Principal;
 use heap::{Batch, Change, CommitError, Heap, PAGE, SpaceId};
 
 use crate::api::{
-    CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, OpenError, Progress, QueryMessage,
-    QueryReply, Reject, RequestId, RunError, SubmitError,
+    CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, OpenError, Progress,
+    QueryMessage, QueryReply, Reject, RequestId, RunError, SubmitError,
 };
 use crate::instance::{Code, Wasm};
 use crate::messages::{HEARTBEAT, TIMER};

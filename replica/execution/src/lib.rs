@@ -18,8 +18,9 @@ mod syscalls;
 mod table;
 
 pub use api::{
-    CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, Limits, Metadata, OpenError, Progress,
-    QueryMessage, QueryReply, Randomness, Reject, RejectCode, RequestId, RunError, SubmitError, canister_id,
+    CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, Limits, Metadata, OpenError,
+    Progress, QueryMessage, QueryReply, Randomness, Reject, RejectCode, RequestId, RunError, SubmitError,
+    canister_id,
 };
 pub use engine::Engine;
 pub use management::effective_canister_id;

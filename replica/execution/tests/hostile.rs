@@ -101,3 +101,95 @@ fn memory_beyond_the_limit_is_not_given() {
         assert_eq!(reject.error_code, ErrorCode::CanisterInvalidWasm, "{reject}");
     }
 }
+
+#[test]
+fn bytes_moved_by_the_engine_count_as_instructions() {
+    let mut node = Node::new();
+    let id = node.deploy_wat(
+        r#"(module
+            (import "ic0" "msg_reply" (func $reply))
+            (import "ic0" "msg_reply_data_append" (func $append (param i32 i32)))
+            (import "ic0" "performance_counter" (func $counter (param i32) (result i64)))
+            (memory 1)
+            (func (export "canister_query cost")
+                (call $append (i32.const 8) (i32.const 60000))
+                (i64.store (i32.const 0) (call $counter (i32.const 0)))
+                (call $append (i32.const 0) (i32.const 8))
+                (call $reply)))"#,
+    );
+    let reply = node.query(id, "cost").unwrap();
+    let cost = u64::from_le_bytes(reply[60000..].try_into().unwrap());
+    assert!((60_000..61_000).contains(&cost), "{cost}");
+}
+
+/// The engine may be made on one thread and owned by another.
+#[test]
+fn the_engine_can_move_to_its_thread() {
+    fn movable<T: Send>() {}
+    movable::<execution::Engine>();
+}
+
+/// The URL of a call must name the canister that it is about, so that must be found in large arguments too.
+#[test]
+fn the_canister_of_a_large_argument_is_found_and_asked() {
+    use ic_management_canister_types::{ChunkHash, InstallChunkedCodeArgs, InstallCodeArgs, UploadChunkArgs};
+    let mut node = Node::new();
+    let canister_id = node.create();
+    let mode = CanisterInstallMode::Install;
+    let (wasm_module, arg) = (vec![7; 2 << 20], vec![8; 1 << 20]);
+    let install =
+        InstallCodeArgs { mode, canister_id, wasm_module, arg: arg.clone(), sender_canister_version: None };
+    let chunked = InstallChunkedCodeArgs {
+        mode,
+        target_canister: canister_id,
+        store_canister: None,
+        chunk_hashes_list: vec![ChunkHash { hash: vec![1; 32] }; 100],
+        wasm_module_hash: vec![2; 32],
+        arg,
+        sender_canister_version: None,
+    };
+    let chunk = UploadChunkArgs { canister_id, chunk: vec![3; 1 << 20] };
+    let cases = [
+        ("install_code", candid::encode_one(install).unwrap()),
+        ("install_chunked_code", candid::encode_one(chunked).unwrap()),
+        ("upload_chunk", candid::encode_one(chunk).unwrap()),
+    ];
+    for (method, arg) in cases {
+        assert_eq!(effective_canister_id(method, &arg), Some(canister_id), "{method}");
+        let mut message = node.message(Principal::management_canister(), method, arg);
+        node.engine.accept(&message, node.now).unwrap();
+        message.sender = Principal::anonymous();
+        let reject = node.engine.accept(&message, node.now).unwrap_err();
+        assert_eq!(reject.error_code, ErrorCode::CanisterInvalidController);
+    }
+}
+
+#[test]
+fn code_installs_from_chunks() {
+    use ic_management_canister_types::{ChunkHash, InstallChunkedCodeArgs, UploadChunkArgs};
+    use sha2::Digest as _;
+    let mut node = Node::new();
+    let canister_id = node.create();
+    let module = wat::parse_str(COUNTER).unwrap();
+    let mut hashes = Vec::new();
+    for chunk in module.chunks(300) {
+        let reply =
+            node.manage("upload_chunk", UploadChunkArgs { canister_id, chunk: chunk.to_vec() }).unwrap();
+        hashes.push(candid::decode_one::<ChunkHash>(&reply).unwrap());
+    }
+    node.reopen();
+    let mut args = InstallChunkedCodeArgs {
+        mode: CanisterInstallMode::Install,
+        target_canister: canister_id,
+        store_canister: None,
+        chunk_hashes_list: hashes,
+        wasm_module_hash: vec![0; 32],
+        arg: Vec::new(),
+        sender_canister_version: None,
+    };
+    let reject = node.manage("install_chunked_code", args.clone()).unwrap_err();
+    assert_eq!(reject.error_code, ErrorCode::InvalidManagementPayload);
+    args.wasm_module_hash = sha2::Sha256::digest(&module).to_vec();
+    node.manage("install_chunked_code", args).unwrap();
+    assert_eq!(numbers(&node.update(canister_id, "inc", vec![]).unwrap()), [1, 1, 1, 1, 1]);
+}
