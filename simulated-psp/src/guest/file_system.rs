@@ -15,8 +15,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Nothing is cached by the kernel: files change without its knowledge.
-const TTL: Duration = Duration::ZERO;
+/// The kernel may remember names and attributes: they never change while they exist, and it sees every removal.
+/// Content is never cached (`FOPEN_DIRECT_IO`).
+const TTL: Duration = Duration::from_secs(3600);
 /// Most report directories at a time; the guest uses a few.
 const MAX_REPORTS: usize = 64;
 /// Inode numbers of one report: its directory, then its attributes in the order of [`Attribute::ALL`].
@@ -277,7 +278,9 @@ impl Filesystem for Reports {
         state.last_handle += 1;
         let handle = state.last_handle;
         state.open.insert(handle, Open { report, attribute, read: None, written: None });
-        reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO);
+        // Closing a file that was read has nothing to say.
+        let quiet = if wants_write { FopenFlags::empty() } else { FopenFlags::FOPEN_NOFLUSH };
+        reply.opened(FileHandle(handle), FopenFlags::FOPEN_DIRECT_IO | quiet);
     }
 
     fn read(
