@@ -45,6 +45,7 @@ pub(crate) const FOR_TEST: &[&Need] =
 
 /// What the benchmarks need beside [`FOR_UP`].
 pub(crate) const FOR_BENCH: &[&Need] = &[
+    &need("curl", &["curl"], "asks the node for its first answer"),
     &need("mmdebstrap", &["mmdebstrap"], "builds the reference system"),
     &need("mke2fs", &["e2fsprogs"], "builds the reference system's disk"),
 ];
