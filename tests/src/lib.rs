@@ -54,6 +54,31 @@ impl Setup {
     }
 }
 
+/// Writes the manifest in `dir` anew with a change, signed by the first of the development keys.
+pub fn signed_by_development_keys(
+    dir: &Path,
+    signers: usize,
+    change: impl FnOnce(&mut release::Manifest),
+) -> Result<()> {
+    signed_by(dir, &release::development::signing_keys()?[..signers], change)
+}
+
+/// Writes the manifest in `dir` anew with a change, signed by these keys.
+pub fn signed_by(
+    dir: &Path,
+    keys: &[release::SigningKey],
+    change: impl FnOnce(&mut release::Manifest),
+) -> Result<()> {
+    let path = dir.join("manifest.json");
+    let mut manifest = release::Envelope::from_bytes(&std::fs::read(&path)?)?.manifest().clone();
+    change(&mut manifest);
+    let mut envelope = release::Envelope::new(manifest)?;
+    for key in keys {
+        release::sign(&mut envelope, key)?;
+    }
+    Ok(std::fs::write(path, envelope.to_bytes())?)
+}
+
 /// A virtual node with a directory of its own; it is stopped when this is dropped.
 pub struct Node<'a> {
     setup: &'a Setup,
@@ -138,7 +163,8 @@ impl<'a> Node<'a> {
     pub fn kill_agent(&self) -> Result<Pid> {
         let qemu = self.qemu()?;
         let agent = self.status()?["pid"].as_i64().context("status names no agent process")?;
-        signal::kill(Pid::from_raw(i32::try_from(agent)?), signal::SIGKILL).context("cannot kill the agent")?;
+        signal::kill(Pid::from_raw(i32::try_from(agent)?), signal::SIGKILL)
+            .context("cannot kill the agent")?;
         Ok(qemu)
     }
 

@@ -22,7 +22,8 @@ fn boot_attest_deploy_call_and_stop() -> Result<()> {
     ensure!(call(&url, &counter, "inc")? == 2);
     ensure!(call(&url, &counter, "get")? == 2, "the query sees another state than the updates");
 
-    let metrics = get(up["urls"]["metrics"].as_str().context("no address for metrics")?)?;
+    let status = up["urls"]["status"].as_str().context("no address for status")?;
+    let metrics = get(&format!("{status}/metrics"))?;
     ensure!(metrics.contains("# TYPE "), "no Prometheus text: {metrics}");
 
     let qemu = node.qemu()?;
@@ -57,7 +58,10 @@ fn no_acknowledged_update_is_lost_in_a_power_cut() -> Result<()> {
         })?;
         let kept = call(&node.url()?, &counter, "get")?;
         // One update may have been executed without its reply reaching the client.
-        ensure!(kept == last || kept == last + 1, "acknowledged {last}, found {kept} after power cut {round}");
+        ensure!(
+            kept == last || kept == last + 1,
+            "acknowledged {last}, found {kept} after power cut {round}"
+        );
         last = kept;
     }
     Ok(())

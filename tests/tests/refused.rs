@@ -1,9 +1,9 @@
 //! The must-fail suite of the launch: each attack is refused by its own name, before anything runs.
 
 use anyhow::{Context, Result, ensure};
-use release::{Envelope, SigningKey};
+use release::SigningKey;
 use std::path::Path;
-use tests::{Node, Setup, text};
+use tests::{Node, Setup, signed_by, signed_by_development_keys, text};
 
 /// Damages a copy of the release, tries to boot it, and expects this error.
 fn refused(code: &str, damage: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
@@ -24,22 +24,6 @@ fn flip_a_byte(file: &Path) -> Result<()> {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     Ok(std::fs::write(file, bytes)?)
-}
-
-/// Writes the manifest anew with the given change, signed by the given keys.
-fn signed_by(release: &Path, keys: &[SigningKey], change: impl FnOnce(&mut release::Manifest)) -> Result<()> {
-    let path = release.join("manifest.json");
-    let mut manifest = Envelope::from_bytes(&std::fs::read(&path)?)?.manifest().clone();
-    change(&mut manifest);
-    let mut envelope = Envelope::new(manifest)?;
-    for key in keys {
-        release::sign(&mut envelope, key)?;
-    }
-    Ok(std::fs::write(path, envelope.to_bytes())?)
-}
-
-fn keys() -> Result<[SigningKey; 3]> {
-    Ok(release::development::signing_keys()?)
 }
 
 #[test]
@@ -80,21 +64,21 @@ fn a_manifest_changed_after_it_was_signed() -> Result<()> {
 
 #[test]
 fn a_manifest_with_one_signature_only() -> Result<()> {
-    refused("manifest-threshold-not-met", |release| signed_by(release, &keys()?[..1], |_| {}))
+    refused("manifest-threshold-not-met", |release| signed_by_development_keys(release, 1, |_| {}))
 }
 
 #[test]
 fn a_manifest_signed_by_an_unknown_key() -> Result<()> {
-    refused("manifest-unknown-key", |release| {
-        let [first, _, _] = keys()?;
-        signed_by(release, &[first, SigningKey::from_bytes(&[7; 32])], |_| {})
+    refused("manifest-unknown-key", |release_dir| {
+        let [first, _, _] = release::development::signing_keys()?;
+        signed_by(release_dir, &[first, SigningKey::from_bytes(&[7; 32])], |_| {})
     })
 }
 
 #[test]
 fn a_manifest_that_promises_another_measurement() -> Result<()> {
     refused("measurement-differs", |release| {
-        signed_by(release, &keys()?[..2], |manifest| {
+        signed_by_development_keys(release, 2, |manifest| {
             for entry in &mut manifest.guest.measurements {
                 entry.measurement.0[0] ^= 1;
             }
@@ -105,13 +89,13 @@ fn a_manifest_that_promises_another_measurement() -> Result<()> {
 #[test]
 fn a_changed_command_line_with_the_old_measurement() -> Result<()> {
     refused("measurement-differs", |release| {
-        signed_by(release, &keys()?[..2], |manifest| manifest.guest.command_line += " init=/bin/sh")
+        signed_by_development_keys(release, 2, |manifest| manifest.guest.command_line += " init=/bin/sh")
     })
 }
 
 #[test]
 fn a_release_of_another_profile() -> Result<()> {
-    refused("profile-mismatch", |release| {
-        signed_by(release, &keys()?[..2], |manifest| manifest.profile = release::Profile::Production)
+    refused("profile-mismatch", |dir| {
+        signed_by_development_keys(dir, 2, |manifest| manifest.profile = release::Profile::Production)
     })
 }
