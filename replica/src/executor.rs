@@ -147,16 +147,20 @@ impl Worker {
             };
             self.pulse.busy();
             let more: Vec<_> = self.commands.try_iter().take(BATCH).collect();
+            let mut submitted = Vec::new();
             for command in first.into_iter().chain(more) {
+                // Whoever gave up waiting for an answer is not told.
                 match command {
-                    Command::Call(call, answer) => {
-                        // Whoever gave up waiting is not told.
-                        let _ = answer.send(self.submit(call));
-                    }
-                    Command::Query(query, answer) => {
-                        let _ = answer.send(self.query(query));
-                    }
+                    Command::Call(call, answer) => submitted.push((answer, self.submit(call))),
+                    Command::Query(query, answer) => drop(answer.send(self.query(query))),
                 }
+            }
+            // Who is told that a message is accepted finds it in the state tree.
+            if !submitted.is_empty() {
+                self.publish();
+            }
+            for (answer, outcome) in submitted {
+                drop(answer.send(outcome));
             }
             idle = self.engine.run((self.clock)())?.idle;
             self.publish();

@@ -151,4 +151,6 @@ fn principal(text: &str) -> Result<Principal, Refusal> {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;
+#[cfg(test)]
+mod tls_tests;
