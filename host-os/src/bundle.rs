@@ -131,7 +131,7 @@ impl RootSource {
     pub fn load(&self) -> Result<Root, ReleaseError> {
         match self {
             Self::File(path) => {
-                let bytes = read(path, release::MAX_DOCUMENT)?;
+                let bytes = read(path)?;
                 Root::from_bytes(&bytes).map_err(|source| ReleaseError::Root { path: path.clone(), source })
             }
             #[cfg(feature = "virtual")]
@@ -143,7 +143,7 @@ impl RootSource {
 
 /// Reads and verifies a manifest.
 pub fn manifest(path: &Path, root: &Root, profile: Profile) -> Result<ApprovedManifest, ReleaseError> {
-    let bytes = read(path, release::MAX_DOCUMENT)?;
+    let bytes = read(path)?;
     let refused = |source| ReleaseError::Manifest { path: path.to_owned(), source };
     let manifest = release::verify(&bytes, root).map_err(refused)?;
     let other = |source| ReleaseError::Profile { path: path.to_owned(), source };
@@ -164,8 +164,17 @@ impl ReleaseFiles {
     pub fn read(path: &Path, manifest: ApprovedManifest) -> Result<Self, ReleaseError> {
         let directory = path.parent().unwrap_or(Path::new("."));
         let checked = |name| {
-            let file = manifest.manifest().guest.files.get(name);
-            let bytes = read(&directory.join(&file.path), usize::try_from(file.size).unwrap_or(usize::MAX))?;
+            let entry = manifest.manifest().guest.files.get(name);
+            let path = directory.join(&entry.path);
+            let unreadable = |source| ReleaseError::Unreadable { path: path.clone(), source };
+            let file = File::open(&path).map_err(unreadable)?;
+            // Seen before anything is read, so that a wrong file cannot cost more memory than the right one.
+            let found = file.metadata().map_err(unreadable)?.len();
+            if found != entry.size {
+                let (path, expected) = (entry.path.clone(), entry.size);
+                return Err(FileError::WrongSize { name, path, expected, found }.into());
+            }
+            let bytes = read_at_most(file, entry.size).map_err(unreadable)?;
             manifest.check_file(name, &bytes)?;
             Ok::<_, ReleaseError>(bytes)
         };
@@ -283,12 +292,16 @@ impl PrivateCopy {
     }
 }
 
-/// Reads at most `limit` bytes, and one more to let the caller's own check see that there are more.
-fn read(path: &Path, limit: usize) -> Result<Vec<u8>, ReleaseError> {
+/// Reads a document; one that is too long is cut after its limit, which its parser then notices.
+fn read(path: &Path) -> Result<Vec<u8>, ReleaseError> {
     let unreadable = |source| ReleaseError::Unreadable { path: path.to_owned(), source };
-    let file = File::open(path).map_err(unreadable)?;
+    read_at_most(File::open(path).map_err(unreadable)?, release::MAX_DOCUMENT as u64).map_err(unreadable)
+}
+
+/// Reads `limit` bytes and one more, by which a longer file shows.
+fn read_at_most(file: File, limit: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    file.take(limit as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

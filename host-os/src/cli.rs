@@ -26,7 +26,10 @@ Exit codes:
   4  the manifest or the root is refused (signatures, form, profile)
   5  a file of the release is refused (size, hash)
   6  the launch measurement is not the manifest's
-  7  another agent runs in the node directory";
+  7  another agent runs in the node directory
+
+Environment:
+  REDOUBT_LOG  what is logged, such as `debug` or `host_os=debug` [default: info]";
 
 /// Runs a node in the foreground: checks machine and release, launches the guest, watches it, serves status.
 #[derive(Debug, Args)]
@@ -48,9 +51,9 @@ pub struct RunArgs {
     /// The guest and its ports
     #[command(flatten)]
     pub guest: GuestArgs,
-    /// Stop when the process that started this one ends
-    #[arg(long, hide = true)]
-    pub stop_with_parent: bool,
+    /// Stop when this process, which started the agent, ends
+    #[arg(long, value_name = "PID", hide = true)]
+    pub stop_with: Option<u32>,
     /// Leave the terminal's session
     #[arg(long, hide = true)]
     pub new_session: bool,
@@ -199,11 +202,13 @@ pub fn run(args: &RunArgs) -> u8 {
         eprintln!("cannot leave the terminal's session: {error}");
         return 1;
     }
-    if args.stop_with_parent
-        && let Err(error) = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)
-    {
-        eprintln!("cannot ask to be stopped with the parent process: {error}");
-        return 1;
+    if let Some(parent) = args.stop_with {
+        let asked = nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM);
+        // It may have ended before it could be watched.
+        if asked.is_err() || std::os::unix::process::parent_id() != parent {
+            eprintln!("error: process {parent}, with which the agent should stop, is not there");
+            return 1;
+        }
     }
     let node = NodeDir::at(&args.node_dir);
     let lock = match node.lock() {

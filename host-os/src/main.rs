@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 /// The host agent of a Redoubt node
 #[derive(Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

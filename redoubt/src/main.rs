@@ -14,7 +14,7 @@ use std::process::ExitCode;
 
 /// Runs, watches and verifies confidential nodes
 #[derive(Parser)]
-#[command(version, about, after_help = output::EXIT_CODES)]
+#[command(version, after_help = output::EXIT_CODES)]
 struct Cli {
     /// Print JSON on standard output instead of text
     #[arg(long, global = true)]

@@ -5,7 +5,7 @@ use crate::node::{NodeDirArg, ask, block_on, stop};
 use crate::output::{Failure, Output, Progress, Reply};
 use crate::releases::{RootArgs, manifest_path};
 use clap::Args;
-use host_os::attest::{Attested, Expectations, fetch_and_verify};
+use host_os::attest::{AttestError, Attested, Expectations, fetch_and_verify};
 use host_os::cli::GuestArgs;
 use host_os::node::{AgentRecord, NodeDir};
 use host_os::status::Status;
@@ -124,7 +124,7 @@ fn start(args: &Up, node: &NodeDir, manifest: &Path) -> Result<Child, Failure> {
         command.arg("--new-session");
     } else {
         // Ctrl-C is for this command, which then stops the agent. Should this command die, so does the agent.
-        command.arg("--stop-with-parent").process_group(0);
+        command.arg("--stop-with").arg(std::process::id().to_string()).process_group(0);
     }
     // The agent writes its own log.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -173,7 +173,7 @@ impl Agent {
         };
         progress.step("evidence with a fresh nonce");
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, record.ports.https));
-        let attested = fetch_and_verify(address, expected).await.map_err(refused)?;
+        let attested = evidence(address, expected).await?;
         // The gateway opens when the agent has verified for itself.
         progress.step("gateway");
         while Instant::now() < end {
@@ -265,6 +265,17 @@ impl Agent {
         }
         Ok(Reply::silent())
     }
+}
+
+/// Fetches and verifies; a guest that has just become ready may not answer the first time.
+async fn evidence(address: SocketAddr, expected: &Expectations) -> Result<Attested, Failure> {
+    for _ in 0..5 {
+        match fetch_and_verify(address, expected).await {
+            Err(AttestError::Fetch(_)) => sleep(Duration::from_secs(1)).await,
+            other => return other.map_err(refused),
+        }
+    }
+    fetch_and_verify(address, expected).await.map_err(refused)
 }
 
 fn booting(status: &Status) -> String {

@@ -1,6 +1,7 @@
 //! What the agent must refuse before it launches anything: each with its own name and exit code. No QEMU needed.
 
-use crate::world::{World, manifest};
+use crate::made_up::manifest;
+use crate::world::World;
 use release::Profile;
 
 #[test]

@@ -1,9 +1,9 @@
-//! A small release of made-up files, really measured and signed, and the agent as a process.
+//! A node with a made-up release, and the agent as a process.
 
-use attestation::measurement::{Launch, VcpuType};
+use crate::made_up;
 use host_os::node::NodeDir;
 use host_os::status::Status;
-use release::{Envelope, File, Files, Guest, Manifest, Measurement, Profile, VcpuMeasurement};
+use release::Manifest;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -16,11 +16,7 @@ impl World {
     /// A release for two vCPUs in `release/`, signed by that many development keys.
     pub(crate) fn new(signatures: usize) -> Self {
         let world = Self { dir: tempfile::tempdir().unwrap() };
-        std::fs::create_dir(world.release()).unwrap();
-        for (name, content) in [("vmlinuz", kernel()), ("initrd", initrd()), ("firmware", firmware())] {
-            std::fs::write(world.release().join(name), content).unwrap();
-        }
-        world.write_manifest(manifest(), signatures);
+        made_up::write(&world.release(), &made_up::manifest(), signatures);
         world
     }
 
@@ -37,11 +33,7 @@ impl World {
     }
 
     pub(crate) fn write_manifest(&self, manifest: Manifest, signatures: usize) {
-        let mut envelope = Envelope::new(manifest).unwrap();
-        for key in release::development::signing_keys().unwrap().iter().take(signatures) {
-            release::sign(&mut envelope, key).unwrap();
-        }
-        std::fs::write(self.manifest_path(), envelope.to_bytes()).unwrap();
+        made_up::write(&self.release(), &manifest, signatures);
     }
 
     /// Changes a file in place.
@@ -157,49 +149,5 @@ impl Drop for Agent {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
-    }
-}
-
-pub(crate) fn kernel() -> Vec<u8> {
-    vec![0x4b; 8192]
-}
-
-pub(crate) fn initrd() -> Vec<u8> {
-    vec![0x49; 5000]
-}
-
-pub(crate) fn firmware() -> Vec<u8> {
-    vec![0x46; 8192]
-}
-
-/// The manifest of these files, with their real measurement.
-pub(crate) fn manifest() -> Manifest {
-    let launch = Launch {
-        firmware: &firmware(),
-        kernel: &kernel(),
-        initrd: &initrd(),
-        command_line: "console=ttyS0",
-        vcpus: 2,
-        vcpu_type: VcpuType::EPYC_V4,
-        guest_features: 1,
-    };
-    let measurement = Measurement(launch.measurement().unwrap().0);
-    Manifest {
-        version: "1.2.3".into(),
-        security_epoch: 1,
-        profile: Profile::Virtual,
-        guest: Guest {
-            files: Files {
-                kernel: File::describe("vmlinuz", &kernel()),
-                initrd: File::describe("initrd", &initrd()),
-                firmware: File::describe("firmware", &firmware()),
-            },
-            command_line: "console=ttyS0".into(),
-            vcpu_type: "EPYC-v4".into(),
-            policy: 0x30000,
-            guest_features: 1,
-            measurements: vec![VcpuMeasurement { vcpus: 2, measurement }],
-        },
-        inputs: Default::default(),
     }
 }
