@@ -1,5 +1,7 @@
 //! The program: exit codes, inherited descriptors, signs of life, and the end on SIGTERM.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails here has failed")]
+
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsFd, AsRawFd};
