@@ -247,3 +247,35 @@ fn spl(value: &[u8]) -> Option<u8> {
     let (rest, integer) = Integer::from_der(value).ok()?;
     if rest.is_empty() { integer.as_u8().ok() } else { None }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tcb_is_whole_or_none() {
+        let whole = || AmdExtensions {
+            product: Some(Product::Genoa),
+            bootloader: Some(1),
+            tee: Some(2),
+            snp: Some(3),
+            microcode: Some(4),
+            ..AmdExtensions::default()
+        };
+        let tcb = TcbVersion { fmc: None, bootloader: 1, tee: 2, snp: 3, microcode: 4 };
+        assert_eq!(whole().tcb(), Some(tcb));
+        assert_eq!(AmdExtensions { microcode: None, ..whole() }.tcb(), None);
+        assert_eq!(AmdExtensions { reserved_spl: true, ..whole() }.tcb(), None);
+        assert_eq!(AmdExtensions { fmc: Some(0), ..whole() }.tcb(), None, "only Turin has one");
+        assert_eq!(AmdExtensions { product: Some(Product::Turin), ..whole() }.tcb(), None, "Turin has one");
+    }
+
+    #[test]
+    fn patch_levels_fit_a_byte() {
+        assert_eq!(spl(&[2, 1, 0x17]), Some(0x17));
+        assert_eq!(spl(&[2, 2, 0, 0xd5]), Some(0xd5));
+        for bad in [&[2, 2, 1, 0][..], &[2, 1, 0xff], &[2, 1, 1, 0], &[4, 1, 1], &[2, 1], &[]] {
+            assert_eq!(spl(bad), None, "{bad:x?}");
+        }
+    }
+}

@@ -7,6 +7,8 @@ mod certificate;
 mod der;
 mod psp;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use psp::{IdBlock, LaunchContext, Psp};
 

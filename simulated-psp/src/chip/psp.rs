@@ -111,17 +111,7 @@ impl Psp {
         // Firmware 1.55.43, as the TCB above: build, minor, major.
         put(offset::CURRENT_VERSION, &[43, 55, 1]);
         put(offset::COMMITTED_VERSION, &[43, 55, 1]);
-        let signature = self
-            .identity
-            .key
-            .sign(&self.identity.random, &report[SIGNED])
-            .map_err(|_| (Status::Internal, "signing the report failed".to_owned()))?;
-        let (r, s) = signature.as_ref().split_at(48);
-        for (at, scalar) in [(offset::SIGNATURE_R, r), (offset::SIGNATURE_S, s)] {
-            for (place, byte) in report[at..].iter_mut().zip(scalar.iter().rev()) {
-                *place = *byte;
-            }
-        }
+        self.identity.sign(&mut report)?;
         let certificates = Blob(self.identity.certificate_table.clone());
         Ok(Response::Report { report: Box::new(Bytes(report)), certificates })
     }
@@ -171,7 +161,24 @@ impl Psp {
     }
 }
 
-type Refused = (Status, String);
+impl Identity {
+    /// Fills in R and S.
+    pub(super) fn sign(&self, report: &mut [u8; REPORT_LENGTH]) -> Result<(), Refused> {
+        let signature = self
+            .key
+            .sign(&self.random, &report[SIGNED])
+            .map_err(|_| (Status::Internal, "signing the report failed".to_owned()))?;
+        let (r, s) = signature.as_ref().split_at(48);
+        for (at, scalar) in [(offset::SIGNATURE_R, r), (offset::SIGNATURE_S, s)] {
+            for (place, byte) in report[at..].iter_mut().zip(scalar.iter().rev()) {
+                *place = *byte;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(super) type Refused = (Status, String);
 
 fn invalid<T>(reason: impl Display) -> Result<T, Refused> {
     Err((Status::InvalidParameter, reason.to_string()))
