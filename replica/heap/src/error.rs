@@ -7,7 +7,7 @@ use crate::media::MediaError;
 use crate::seal::{KeyId, SealError};
 use crate::superblock::{FORMAT_VERSION, MIN_MEDIA, MediaId};
 
-/// Why a heap could not be opened. The medium was not changed, unless the error is [`OpenError::Media`].
+/// Why a heap could not be opened. The medium was not changed, unless it failed ([`OpenError::Media`]).
 #[derive(Debug, Error)]
 pub enum OpenError {
     /// The medium could not be read, written or fenced.

@@ -13,7 +13,7 @@ use crate::store::StoreError;
 use crate::superblock::Superblock;
 
 const MAGIC: &[u8; 4] = b"RHFr";
-pub(crate) const HEADER: usize = 64;
+const HEADER: usize = 64;
 const TAG: usize = size_of::<Tag>();
 
 /// A frame is closed when its payload has reached this many bytes. Changes are not split between frames.

@@ -54,13 +54,27 @@ impl std::fmt::Debug for Heap {
 impl Heap {
     /// Opens the heap on a medium, and makes one if the medium is blank and [`OpenOptions::create`] is set.
     /// The image holds exactly the last acknowledged commit, or the one that was in flight if it was complete.
+    ///
+    /// Opening an existing heap commits an empty batch, so the epoch goes on by one. With that, a commit in
+    /// flight that was found incomplete is given up for good: its place is taken, and its epoch lies behind,
+    /// so whoever kept it cannot pass it off as what was committed later.
     pub fn open(
         media: Box<dyn Media>,
         key: &Key,
         options: &OpenOptions,
     ) -> Result<(Self, Recovery), OpenError> {
         let (store, image, recovery) = recover(media, key, options)?;
-        Ok((Self { store, image, epoch: recovery.epoch, poisoned: None }, recovery))
+        let mut heap = Self { store, image, epoch: recovery.epoch, poisoned: None };
+        if !recovery.created {
+            match heap.commit(Batch::default()) {
+                // Without room for the smallest commit there is none to give up in the log either.
+                Ok(_)
+                | Err(CommitError::Full { .. } | CommitError::Invalid(_) | CommitError::Poisoned { .. }) => {}
+                Err(CommitError::Media(error)) => return Err(error.into()),
+                Err(CommitError::Seal(error)) => return Err(error.into()),
+            }
+        }
+        Ok((heap, recovery))
     }
 
     /// Makes a batch durable as a whole or not at all, and returns its epoch. Only then the image changes.

@@ -31,7 +31,7 @@ pub struct OpenOptions {
 pub struct Recovery {
     /// The medium was blank and has been initialised.
     pub created: bool,
-    /// Number of the last commit.
+    /// Number of the last commit found. Opening then made one of its own: see [`Heap::open`](crate::Heap::open).
     pub epoch: u64,
     /// Commits that were read from the log, beside the base.
     pub replayed: u64,
@@ -118,7 +118,7 @@ pub(crate) fn recover(
     }
     anchor(epoch, options)?;
 
-    let sealer = Sealer::new(&keys, superblock.media)?;
+    let sealer = Sealer::new(&keys)?;
     let mut store = Store { media, keys, watermark, superblock, cursor, sealer, buffer: Vec::new() };
     let watermark_repaired = repair(&mut store, stale, cells, epoch)?;
     let recovery = Recovery {
@@ -209,13 +209,9 @@ fn read_watermarks(media: &dyn Media, key: &MacKey) -> Result<[Option<u64>; 2], 
     Ok(cells)
 }
 
-/// Makes the medium say what the caller is about to be shown, and nothing else ever again.
-///
-/// A commit that was discarded must stay so. Its remains may lack no more than a word that a later write to the
-/// same place happens to carry, and would then come back to life if a crash tore that write. So the remains of
-/// a frame lose their header, and those of a superblock are overwritten, before anything else happens.
-///
-/// Returns whether a watermark cell was out of date.
+/// Overwrites a stale superblock copy and brings the watermark cell of `epoch` up to date; whether a cell was
+/// not. Both before the first commit: what an earlier attempt left of a superblock may lack no more than a word
+/// that the next one has in common with it, and must not be completed by that.
 fn repair(
     store: &mut Store,
     stale: Option<usize>,
@@ -233,10 +229,9 @@ fn repair(
         let cell = encode_watermark(epoch, &store.watermark);
         store.media.write(WATERMARKS[1 - current], &cell)?;
     }
-    if store.cursor.free() > 0 {
-        store.media.write(store.cursor.offset, &[0; frame::HEADER])?;
+    if stale.is_some() || other_damaged {
+        store.media.fence()?;
     }
-    store.media.fence()?;
     let behind = cells[current] != Some(epoch);
     if behind {
         store.acknowledge(epoch)?;
@@ -253,7 +248,7 @@ struct Replayed {
 
 /// Reads the base and as many commits behind it as are authentic and complete.
 fn replay(media: &dyn Media, keys: &Keys, superblock: &Superblock) -> Result<Replayed, OpenError> {
-    let mut opener = Opener::new(keys, superblock.media);
+    let mut opener = Opener::new(keys);
     let mut buffer = Vec::new();
     let mut image = Image::default();
     let mut cursor = Cursor::new(superblock);

@@ -88,9 +88,8 @@ impl Keys {
         MacKey::derive(&self.root, &[b"watermark", &media.0])
     }
 
-    fn frame(&self, media: MediaId, salt: &SealSalt) -> Result<LessSafeKey, SealError> {
-        let info: [&[u8]; 3] = [b"frame", &media.0, salt];
-        expand(&self.root, &info, &AES_256_GCM, |okm| LessSafeKey::new(UnboundKey::from(okm)))
+    fn frame(&self, salt: &SealSalt) -> Result<LessSafeKey, SealError> {
+        expand(&self.root, &[b"frame", salt], &AES_256_GCM, |okm| LessSafeKey::new(UnboundKey::from(okm)))
     }
 }
 
@@ -155,9 +154,9 @@ impl Once {
 }
 
 impl Sealer {
-    pub(crate) fn new(keys: &Keys, media: MediaId) -> Result<Self, SealError> {
+    pub(crate) fn new(keys: &Keys) -> Result<Self, SealError> {
         let salt = random()?;
-        Ok(Self { key: keys.frame(media, &salt)?, salt, next: 0 })
+        Ok(Self { key: keys.frame(&salt)?, salt, next: 0 })
     }
 
     pub(crate) fn salt(&self) -> SealSalt {
@@ -185,13 +184,12 @@ impl Sealer {
 /// Opens frames; remembers the last key, since frames of one sealer follow each other.
 pub(crate) struct Opener<'a> {
     keys: &'a Keys,
-    media: MediaId,
     last: Option<(SealSalt, LessSafeKey)>,
 }
 
 impl<'a> Opener<'a> {
-    pub(crate) fn new(keys: &'a Keys, media: MediaId) -> Self {
-        Self { keys, media, last: None }
+    pub(crate) fn new(keys: &'a Keys) -> Self {
+        Self { keys, last: None }
     }
 
     /// Decrypts ciphertext and tag in place; the plaintext, or `None` if they are not authentic.
@@ -204,7 +202,7 @@ impl<'a> Opener<'a> {
     ) -> Result<Option<&'b [u8]>, SealError> {
         let (_, key) = match self.last.take() {
             Some(last) if last.0 == *salt => self.last.insert(last),
-            _ => self.last.insert((*salt, self.keys.frame(self.media, salt)?)),
+            _ => self.last.insert((*salt, self.keys.frame(salt)?)),
         };
         Ok(key.open_in_place(nonce(counter), Aad::from(aad), in_out).ok().map(|plain| &*plain))
     }

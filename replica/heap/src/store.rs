@@ -37,7 +37,7 @@ impl Store {
     /// is blank; either way the next open knows that nothing was ever committed, and begins again.
     pub(crate) fn create(media: Box<dyn Media>, keys: Keys, initial: Superblock) -> Result<Self, StoreError> {
         let watermark = keys.watermark(initial.media)?;
-        let sealer = Sealer::new(&keys, initial.media)?;
+        let sealer = Sealer::new(&keys)?;
         let cursor = Cursor::new(&initial);
         let buffer = Vec::new();
         let mut store = Self { media, keys, watermark, superblock: initial, cursor, sealer, buffer };
@@ -85,7 +85,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         let generation = self.superblock.generation + 1;
         let next = Superblock { generation, base_epoch: epoch, seed: seal::random()?, ..self.superblock };
-        self.sealer = Sealer::new(&self.keys, next.media)?;
+        self.sealer = Sealer::new(&self.keys)?;
         self.cursor = Cursor::new(&next);
         self.superblock = next;
         self.write_frames((Kind::Base, epoch), ops)?;

@@ -178,6 +178,19 @@ fn power_cut(disk: &Disk, cut: Cut, random: &mut Random) -> Vec<u8> {
     image
 }
 
+/// The disk after a power cut: of the last write, only the words that `keep` accepts arrived; all earlier ones did.
+fn torn_disk(disk: &Disk, keep: impl Fn(usize) -> bool) -> Disk {
+    let mut before = disk.clone();
+    let last = before.pending.pop();
+    let mut durable = before.visible();
+    if let Some(Write { offset, bytes }) = last {
+        for (word, content) in bytes.chunks(8).enumerate().filter(|(word, _)| keep(*word)) {
+            durable[offset + word * 8..][..content.len()].copy_from_slice(content);
+        }
+    }
+    Disk { durable, pending: Vec::new(), ..before }
+}
+
 /// The simulator: checks images and keeps what must hold over the whole run.
 struct Simulator {
     random: Random,
@@ -189,16 +202,34 @@ struct Simulator {
     /// (salt, counter) of every frame ever written: must never repeat.
     nonces: HashSet<Vec<u8>>,
     full: u64,
+    /// Whether the last session initialised the medium.
+    created: bool,
 }
 
 impl Simulator {
     fn new(seed: u64, kind: MediaKind, omitted: Option<Fence>) -> Self {
         let (fences, nonces) = (HashSet::new(), HashSet::new());
-        Self { random: Random(seed), kind, omitted, states: 0, fences, nonces, full: 0 }
+        Self { random: Random(seed), kind, omitted, states: 0, fences, nonces, full: 0, created: false }
     }
 
     /// Opens the disk, commits, and explores every crash on the way. Returns the disk as one of them left it.
     fn session(&mut self, disk: &Disk, batches: &[Batch]) -> Result<Disk, String> {
+        let (mut disk, events) = self.run(disk, batches)?;
+        let chosen = self.random.below(events.len() as u64);
+        let (mut next, mut index) = (disk.clone(), 0);
+        self.replay(&mut disk, events, |simulator, at| {
+            simulator.check_crashes(at)?;
+            if index <= chosen {
+                next = simulator.crash(at);
+            }
+            index += 1;
+            Ok(())
+        })?;
+        Ok(next)
+    }
+
+    /// Opens the disk and commits. Returns the disk as it was, and what happened.
+    fn run(&mut self, disk: &Disk, batches: &[Batch]) -> Result<(Disk, Vec<Event>), String> {
         let media = MemMedia::from_bytes(disk.visible());
         let recorder = Recorder { media, kind: self.kind, events: Arc::default() };
         let (mut heap, recovery) = Heap::open(Box::new(recorder.clone()), &key(), &create())
@@ -219,16 +250,20 @@ impl Simulator {
             recorder.push(Event::Stable(model.clone()));
         }
         drop(heap);
+        self.created = recovery.created;
         let events = std::mem::take(&mut *recorder.events.lock().unwrap());
-        self.explore(disk.clone(), events, recovery.created)
+        Ok((disk.clone(), events))
     }
 
-    fn explore(&mut self, mut disk: Disk, events: Vec<Event>, created: bool) -> Result<Disk, String> {
-        let mut opened = false;
-        let chosen = self.random.below(events.len() as u64) as usize;
-        let mut next = disk.clone();
-        let mut last: Option<Write> = None;
-        for (index, event) in events.into_iter().enumerate() {
+    /// Lets events happen to a disk; calls `visit` after each that changes what a crash may leave.
+    fn replay(
+        &mut self,
+        disk: &mut Disk,
+        events: Vec<Event>,
+        mut visit: impl FnMut(&mut Self, &Disk) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let (mut last, mut opened) = (None, self.created);
+        for event in events {
             match event {
                 Event::Write(write) => {
                     if is_frame(&write) && !self.nonces.insert(write.bytes[40..64].to_vec()) {
@@ -238,7 +273,7 @@ impl Simulator {
                     disk.pending.push(write);
                 }
                 Event::Fence => {
-                    let fence = classify(last.as_ref(), !opened && !created);
+                    let fence = classify(last.as_ref(), !opened);
                     self.fences.insert(fence);
                     if self.omitted != Some(fence) {
                         disk.durable = disk.visible();
@@ -252,12 +287,9 @@ impl Simulator {
                     (disk.initialised, opened) = (true, true);
                 }
             }
-            self.check_crashes(&disk)?;
-            if index <= chosen {
-                next = self.crash(&disk);
-            }
+            visit(self, disk)?;
         }
-        Ok(next)
+        Ok(())
     }
 
     fn cuts(&mut self, disk: &Disk) -> Vec<Cut> {
@@ -276,15 +308,21 @@ impl Simulator {
 
     fn check_crashes(&mut self, disk: &Disk) -> Result<(), String> {
         for cut in self.cuts(disk) {
-            let image = power_cut(disk, cut, &mut self.random);
-            self.states += 1;
-            let context = |what: String| format!("after {cut:?} of {} writes: {what}", disk.pending.len());
-            let (heap, _) = Heap::open(Box::new(MemMedia::from_bytes(image)), &key(), &create())
-                .map_err(|error| context(format!("cannot open: {error}")))?;
-            let found = Arc::new(Model::of(&heap));
-            if !disk.allowed.contains(&found) {
-                return Err(context(format!("found {found:?}, allowed {:?}", disk.allowed)));
-            }
+            let durable = power_cut(disk, cut, &mut self.random);
+            self.check(&Disk { durable, pending: Vec::new(), ..disk.clone() }, cut)?;
+        }
+        Ok(())
+    }
+
+    /// Recovers a disk as a power cut left it.
+    fn check(&mut self, disk: &Disk, cut: Cut) -> Result<(), String> {
+        self.states += 1;
+        let media = MemMedia::from_bytes(disk.durable.clone());
+        let (heap, _) = Heap::open(Box::new(media), &key(), &create())
+            .map_err(|error| format!("after {cut:?}: cannot open: {error}"))?;
+        let found = Arc::new(Model::of(&heap));
+        if !disk.allowed.contains(&found) {
+            return Err(format!("after {cut:?}: found {found:?}, allowed {:?}", disk.allowed));
         }
         Ok(())
     }
@@ -303,6 +341,26 @@ impl Simulator {
             disk.pending.clear();
         }
         disk
+    }
+
+    /// Every torn write of a first session that lacks one word of its header, with every write of the next session
+    /// of which only that word arrived: the two must never make one whole.
+    fn completions(&mut self, disk: &Disk, batches: [&[Batch]; 2]) -> Result<(), String> {
+        for word in 0..16 {
+            let (mut first, events) = self.run(disk, batches[0])?;
+            let mut torn = Vec::new();
+            self.replay(&mut first, events, |_, at| {
+                torn.extend(at.pending.last().map(|_| torn_disk(at, |other| other != word)));
+                Ok(())
+            })?;
+            for disk in torn {
+                let (mut second, events) = self.run(&disk, batches[1])?;
+                self.replay(&mut second, events, |simulator, at| {
+                    simulator.check(&torn_disk(at, |other| other == word), Cut::HeaderWordKept)
+                })?;
+            }
+        }
+        Ok(())
     }
 
     /// A history: sessions on one medium, each begun where a crash left it.
@@ -328,9 +386,9 @@ fn is_frame(write: &Write) -> bool {
 fn classify(last: Option<&Write>, recovering: bool) -> Fence {
     match last {
         None => Fence::Open,
-        Some(_) if recovering => Fence::Repair,
         Some(write) if is_frame(write) && write.bytes[4] == 1 => Fence::Base,
         Some(write) if is_frame(write) => Fence::Log,
+        Some(_) if recovering => Fence::Repair,
         Some(write) if write.offset == 0 && write.bytes[0] == 0 => Fence::Initial,
         Some(write) if write.offset == 0 => Fence::Superblock,
         Some(write) => panic!("a fence that the simulator does not know, after a write at {}", write.offset),
@@ -383,6 +441,23 @@ fn commits_of_many_frames_are_atomic_too() {
         disk = simulator.session(&disk, &batches).unwrap();
     }
     assert!(simulator.fences.contains(&Fence::Base) && simulator.fences.contains(&Fence::Log));
+}
+
+#[test]
+fn no_torn_write_completes_an_earlier_one() {
+    let mut simulator = Simulator::new(1, MediaKind::Bar, None);
+    let pages = |fill: u8| {
+        let page = move |number| Change::Page { space: SpaceId(1), page: number, data: common::page(fill) };
+        Batch { changes: (0..4).map(page).collect() }
+    };
+    // 16 KiB each: the third of a generation of 40 KiB switches to the next.
+    let [a, b, c, d] = [pages(1), pages(2), pages(3), pages(4)];
+    let blank = Disk::blank(SMALL);
+    simulator.completions(&blank, [&[], &[]]).unwrap();
+    simulator.completions(&blank, [std::slice::from_ref(&a), std::slice::from_ref(&b)]).unwrap();
+    let three = [a, b.clone(), c];
+    simulator.completions(&blank, [&three, &[d.clone(), b.clone(), d]]).unwrap();
+    assert!(simulator.fences.contains(&Fence::Superblock) && simulator.states > 3000, "{}", simulator.states);
 }
 
 /// If one of these passed unnoticed, the simulator would prove nothing, or the fence would be idle.

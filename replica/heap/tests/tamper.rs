@@ -77,7 +77,7 @@ fn a_flipped_bit_is_repaired_or_named() {
     let (mut harmless, mut named) = (0, 0);
     let mut check = |at: usize, bit: u32| match open(&flipped(&bytes, at, bit)) {
         Ok((heap, recovery)) => {
-            assert_eq!((Model::of(&heap), heap.epoch()), (model.clone(), epoch), "bit {bit} of byte {at}");
+            assert_eq!((Model::of(&heap), recovery.epoch), (model.clone(), epoch), "bit {bit} of byte {at}");
             assert_eq!(recovery.torn_tail, None, "bit {bit} of byte {at}");
             harmless += 1;
         }
@@ -115,8 +115,8 @@ fn overwriting_never_shows_a_state_that_never_was() {
                 _ => bytes.copy_within(start..end, random.below((SMALL - (end - start)) as u64) as usize),
             }
         }
-        if let Ok((heap, _)) = open(&bytes) {
-            let epoch = heap.epoch();
+        if let Ok((heap, recovery)) = open(&bytes) {
+            let epoch = recovery.epoch;
             let found = heap.space(SpaceId(1)).map_or(0, |space| space.page(0)[0]);
             assert_eq!(u64::from(found), epoch);
             assert!(epoch == 5 || (epoch == 4 && strokes > 1), "{strokes} strokes left epoch {epoch}");
@@ -127,12 +127,13 @@ fn overwriting_never_shows_a_state_that_never_was() {
 #[test]
 fn one_superblock_copy_is_enough_and_is_repaired() {
     let bytes = last_image(SMALL, 2);
+    let model = Model::of(&open(&bytes).unwrap().0);
     for copy in COPIES {
         let media = MemMedia::from_bytes(zeroed(&bytes, copy..copy + 4096));
         for repaired in [true, false] {
             let opened = Heap::open(Box::new(media.clone()), &key(), &OpenOptions::default());
             let (heap, recovery) = opened.unwrap();
-            assert_eq!((heap.epoch(), recovery.superblock_repaired), (2, repaired));
+            assert_eq!((Model::of(&heap), recovery.superblock_repaired), (model.clone(), repaired));
         }
     }
     let none = zeroed(&flipped(&bytes, 50, 0), 4096..8192);
@@ -142,12 +143,13 @@ fn one_superblock_copy_is_enough_and_is_repaired() {
 #[test]
 fn one_watermark_cell_is_enough_and_is_repaired() {
     let bytes = last_image(SMALL, 2);
+    let model = Model::of(&open(&bytes).unwrap().0);
     for cell in CELLS {
         let media = MemMedia::from_bytes(zeroed(&bytes, cell..cell + 64));
         for repaired in [true, false] {
             let opened = Heap::open(Box::new(media.clone()), &key(), &OpenOptions::default());
             let (heap, recovery) = opened.unwrap();
-            assert_eq!((heap.epoch(), recovery.watermark_repaired), (2, repaired));
+            assert_eq!((Model::of(&heap), recovery.watermark_repaired), (model.clone(), repaired));
         }
     }
     assert!(matches!(refused(&zeroed(&bytes, 8192..16384)), OpenError::WatermarksDamaged));
@@ -183,12 +185,12 @@ fn a_torn_tail_is_discarded_and_said() {
     let (mut heap, recovery) = Heap::open(Box::new(media.clone()), &key(), &OpenOptions::default()).unwrap();
     let found = recovery.torn_tail.unwrap();
     assert_eq!((recovery.epoch, found.offset, found.epoch), (2, tail.start as u64, 3));
-    // The next commit takes its place, sealed under another key.
+    // The commit that opening makes takes its place, sealed under another key.
     commit(&mut heap, 77);
     let again = media.with_bytes(|bytes| bytes.to_vec());
     assert_ne!(again[tail.start + 40..tail.start + 56], after[tail.start + 40..tail.start + 56]);
     let (heap, recovery) = open(&again).unwrap();
-    assert_eq!((recovery.epoch, recovery.torn_tail), (3, None));
+    assert_eq!((recovery.epoch, recovery.torn_tail), (4, None));
     assert_eq!(heap.space(SpaceId(1)).unwrap().page(0)[0], 77);
 }
 
@@ -205,6 +207,60 @@ fn frames_cannot_be_moved_or_mixed() {
     let mut replayed = bytes.clone();
     replayed.copy_within(frames[1].clone(), frames[3].start);
     assert!(matches!(refused(&replayed), OpenError::LogDamaged { epoch: 2, .. }));
+}
+
+#[test]
+fn a_part_of_a_commit_cannot_be_passed_off_as_the_whole() {
+    let media = MemMedia::new(1 << 20);
+    let (mut heap, _) = Heap::open(Box::new(media.clone()), &key(), &create()).unwrap();
+    let before = media.with_bytes(|bytes| bytes.to_vec());
+    let pages = (0..70).map(|n| Change::Page { space: SpaceId(1), page: n, data: page(1) });
+    heap.commit(Batch { changes: pages.collect() }).unwrap();
+    let after = media.with_bytes(|bytes| bytes.to_vec());
+    let frames = frames(&after);
+    assert_eq!((frames.len(), after[frames[1].start + 5], after[frames[2].start + 5]), (3, 0, 1));
+    // The crash came before the second frame; the first one is made to look like the last.
+    let mut bytes = before;
+    bytes[frames[1].clone()].copy_from_slice(&after[frames[1].clone()]);
+    bytes[frames[1].start + 5] = 1;
+    let (heap, recovery) = open(&bytes).unwrap();
+    assert_eq!((heap.spaces().len(), recovery.epoch), (0, 0));
+    assert_eq!(recovery.torn_tail.map(|tail| tail.epoch), Some(1));
+}
+
+/// Two runs from one image, as the owner of the medium can arrange: what one run committed must not turn up in
+/// the other, though place, numbers and key are the same.
+#[test]
+fn a_base_of_a_fork_does_not_fit() {
+    // The ninth page switches the generation.
+    let full = images(SMALL, 9).into_iter().rev().find(|bytes| bytes[64] == 1).unwrap();
+    let run = |fill| {
+        let media = MemMedia::from_bytes(full.clone());
+        let (mut heap, _) = Heap::open(Box::new(media.clone()), &key(), &OpenOptions::default()).unwrap();
+        while heap.status().generation == 1 {
+            commit(&mut heap, fill);
+        }
+        (media.with_bytes(|bytes| bytes.to_vec()), heap.epoch())
+    };
+    let ((ours, epoch), (other, other_epoch)) = (run(100), run(200));
+    assert_eq!((ours[64], other[64], epoch), (2, 2, other_epoch));
+    let mut mixed = ours.clone();
+    let end = ARENAS + 40960;
+    mixed[ARENAS..end].copy_from_slice(&other[ARENAS..end]);
+    assert!(matches!(refused(&mixed), OpenError::BaseDamaged { .. }));
+    open(&ours).unwrap();
+}
+
+/// A commit in flight at a crash, held back by the owner of the medium and brought out later.
+#[test]
+fn a_commit_given_up_does_not_come_back_as_a_later_one() {
+    let history = images(SMALL, 3);
+    let fork = MemMedia::from_bytes(history[2].clone());
+    let (mut heap, _) = Heap::open(Box::new(fork), &key(), &OpenOptions::default()).unwrap();
+    commit(&mut heap, 50);
+    let options = OpenOptions { at_least: Some(heap.epoch()), ..OpenOptions::default() };
+    let opened = Heap::open(Box::new(MemMedia::from_bytes(history[3].clone())), &key(), &options);
+    assert!(matches!(opened, Err(OpenError::RolledBack { epoch: 3, anchor: 4 })));
 }
 
 #[test]
@@ -244,8 +300,8 @@ fn an_older_generation_does_not_come_back_in_part() {
 #[test]
 fn a_rollback_of_the_whole_is_seen_only_with_an_anchor() {
     let history = images(SMALL, 3);
-    let (heap, recovery) = open(&history[1]).unwrap();
-    assert_eq!((heap.epoch(), recovery.anchored), (1, false), "without an anchor this cannot be known");
+    let (_, recovery) = open(&history[1]).unwrap();
+    assert_eq!((recovery.epoch, recovery.anchored), (1, false), "without an anchor this cannot be known");
     let opened = |bytes: &[u8], anchor, create| {
         let options = OpenOptions { at_least: Some(anchor), create, media: None };
         Heap::open(Box::new(MemMedia::from_bytes(bytes.to_vec())), &key(), &options)
@@ -274,9 +330,9 @@ fn other_keys_and_media_are_named() {
     let tail = frames(&bytes)[2].clone();
     mixed[tail.clone()].copy_from_slice(&bytes[tail]);
     mixed[CELLS[0]..][..64].copy_from_slice(&bytes[CELLS[0]..][..64]);
-    let (heap, recovery) = open(&mixed).unwrap();
+    let (_, recovery) = open(&mixed).unwrap();
     assert_eq!(
-        (heap.epoch(), recovery.watermark_repaired),
+        (recovery.epoch, recovery.watermark_repaired),
         (1, true),
         "the other's second commit is none of ours"
     );
@@ -320,7 +376,7 @@ fn blank_wiped_foreign_and_short_media_are_told_apart() {
     assert!(matches!(try_create(&too_small), Err(OpenError::TooSmall { .. })));
     // A medium that grew is still the same.
     let grown = [bytes.as_slice(), &[0; 65536]].concat();
-    assert_eq!(open(&grown).unwrap().0.epoch(), 2);
+    assert_eq!(open(&grown).unwrap().1.epoch, 2);
 }
 
 /// State of the stored medium.
