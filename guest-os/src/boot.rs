@@ -252,7 +252,8 @@ impl Guest {
             alive_within: slow,
             // Recovery reads the whole heap and compiles its programs.
             ready_within: slow * 20,
-            end_within: Duration::from_secs(10),
+            // The replica takes up to 10 s to finish what it does.
+            end_within: Duration::from_secs(15),
             first_pause: Duration::from_secs(1),
             longest_pause: Duration::from_secs(60),
             healthy_after: Duration::from_secs(120),
