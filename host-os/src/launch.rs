@@ -130,7 +130,12 @@ impl Launch {
         args.pair("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},disable-legacy=on"));
 
         let port = self.https_port;
-        args.pair("-netdev", format!("user,id=net,ipv6=on,hostfwd=tcp:127.0.0.1:{port}-:{GUEST_PORT}"));
+        // Both families by name: with one of them named, QEMU turns the other off. Restricted, so that the guest
+        // reaches neither this machine's own services (QEMU shows them at 10.0.2.2) nor the network behind it.
+        args.pair(
+            "-netdev",
+            format!("user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{GUEST_PORT}"),
+        );
         // Without the option ROM the firmware does not try to boot from the network.
         args.pair("-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on");
 
@@ -252,7 +257,7 @@ mod tests {
 -device ivshmem-plain,memdev=nvram
 -blockdev driver=file,node-name=disk,discard=unmap,filename=/var/a,,b/disk.img
 -device virtio-blk-pci,drive=disk,serial=redoubt-disk,disable-legacy=on
--netdev user,id=net,ipv6=on,hostfwd=tcp:127.0.0.1:18443-:8443
+-netdev user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:18443-:8443
 -device virtio-net-pci,netdev=net,romfile=,disable-legacy=on
 -device virtio-serial-pci,disable-legacy=on
 -chardev socket,id=console,fd=11
