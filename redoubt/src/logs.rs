@@ -1,7 +1,7 @@
 //! `redoubt logs`.
 
 use crate::node::NodeDirArg;
-use crate::output::{Failure, Output, Reply};
+use crate::output::{Failure, Output, Reply, print_line};
 use clap::Args;
 use host_os::console::printable;
 use serde_json::json;
@@ -40,19 +40,18 @@ pub(crate) fn run(args: &Logs, output: &Output) -> Result<Reply, Failure> {
     let mut file = File::open(&path).map_err(|error| failed(&error))?;
     let mut lines = Lines::default();
     let last = tail(&mut file, args.lines, &mut lines).map_err(|error| failed(&error))?;
-    last.iter().for_each(|line| print(line, output));
-    if !args.follow {
-        return Ok(Reply::silent());
-    }
-    loop {
+    let mut read_by_someone = last.iter().all(|line| print(line, output));
+    while read_by_someone && args.follow {
         std::thread::sleep(Duration::from_millis(200));
-        // A reader that has gone away (`| head`) ends the program with the next print.
-        lines.read(&mut file, &mut |line| print(line, output)).map_err(|error| failed(&error))?;
-        if was_put_aside(&file, &path) {
-            lines.read(&mut file, &mut |line| print(line, output)).map_err(|error| failed(&error))?;
+        let renamed = was_put_aside(&file, &path);
+        let mut show = |line: &str| read_by_someone = read_by_someone && print(line, output);
+        lines.read(&mut file, &mut show).map_err(|error| failed(&error))?;
+        // What the old file still got was read just now.
+        if renamed {
             file = File::open(&path).map_err(|error| failed(&error))?;
         }
     }
+    Ok(Reply::silent())
 }
 
 /// A log is renamed when it is full; then its name leads to another file.
@@ -72,14 +71,10 @@ fn tail(file: &mut File, count: usize, lines: &mut Lines) -> io::Result<Vec<Stri
     Ok(all.split_off(all.len().saturating_sub(count)))
 }
 
-fn print(line: &str, output: &Output) {
+fn print(line: &str, output: &Output) -> bool {
     // The console is the guest's, and a guest may try to steer the terminal.
     let line = printable(line, WIDTH);
-    if output.json {
-        println!("{}", json!({ "line": line }));
-    } else {
-        println!("{line}");
-    }
+    print_line(&if output.json { json!({ "line": line }).to_string() } else { line })
 }
 
 /// Cuts a growing file into lines.

@@ -2,7 +2,7 @@
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -81,9 +81,9 @@ impl Output {
     /// Prints a reply.
     pub(crate) fn print(&self, reply: &Reply) {
         if self.json && !reply.json.is_null() {
-            println!("{:#}", reply.json);
+            print_line(&format!("{:#}", reply.json));
         } else if !self.json && !reply.text.is_empty() {
-            println!("{}", reply.text);
+            print_line(&reply.text);
         }
     }
 
@@ -96,13 +96,18 @@ impl Output {
             }
             Err(Failure { code, message }) => {
                 if self.json {
-                    println!("{:#}", json!({ "error": { "code": code, "message": message } }));
+                    print_line(&format!("{:#}", json!({ "error": { "code": code, "message": message } })));
                 }
                 eprintln!("error: {message}\n({code})");
                 ExitCode::from(1)
             }
         }
     }
+}
+
+/// Prints a line; false when nobody reads any more, as after `| head`.
+pub(crate) fn print_line(text: &str) -> bool {
+    writeln!(std::io::stdout(), "{text}").is_ok()
 }
 
 /// Steps of a long command: a spinner on a terminal, else one line each, always on standard error.

@@ -1,10 +1,6 @@
-//! The commands as a person or a script sees them: exit codes, JSON, and what is left behind. With a simulated QEMU.
-#![cfg(feature = "virtual")]
+//! Each test has a node directory and a release of its own.
 
-#[cfg(test)]
-#[path = "../../host-os/tests/agent/made_up.rs"]
-mod made_up;
-
+use crate::made_up;
 use host_os::node::NodeDir;
 use serde_json::Value;
 use std::path::PathBuf;
