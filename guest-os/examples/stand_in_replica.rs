@@ -48,7 +48,10 @@ fn main() {
     bar.fence().unwrap();
 
     for line in fs::read_to_string("/proc/self/status").unwrap().lines() {
-        if ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp:"].iter().any(|key| line.starts_with(key)) {
+        if ["Uid", "Gid", "Groups", "Cap", "NoNewPrivs", "Seccomp:", "SigBlk"]
+            .iter()
+            .any(|key| line.starts_with(key))
+        {
             println!("stand-in: status {}", line.split_ascii_whitespace().collect::<Vec<_>>().join(" "));
         }
     }

@@ -130,7 +130,8 @@ fn check_profile(said: Profile) -> Result<(), BootError> {
     if built == said { Ok(()) } else { Err(BootError::Profile { built: name(built), said: name(said) }) }
 }
 
-/// Signals become events. All threads that are started later inherit that they are blocked; programs do not.
+/// Signals become events. All threads that are started later inherit that they are blocked, and so does the launcher
+/// of the replica, which unblocks them.
 fn forward_signals(events: Sender<Event>) -> io::Result<()> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR] {
@@ -345,7 +346,11 @@ impl Guest {
             };
             if replica.is_some() && status.pid() == replica {
                 ended = true;
-                self.fail(format!("the replica {how}"));
+                if self.phase == Phase::Stopping {
+                    say(format_args!("the replica {how}"));
+                } else {
+                    self.fail(format!("the replica {how}"));
+                }
             }
         }
     }

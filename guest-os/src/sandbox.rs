@@ -8,6 +8,7 @@ use landlock::{
     Ruleset, RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
 use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::SigSet;
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 use rustix::thread::{
     CapabilitiesSecureBits, CapabilitySet, CapabilitySets, capability_is_in_bounding_set,
@@ -70,6 +71,8 @@ fn at<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
 
 /// Becomes the replica. It may listen on `port` and nowhere else, and cannot connect anywhere.
 pub fn become_replica(port: u16) -> Result<Infallible, SandboxError> {
+    // PID 1 blocks the signals that it reads, and a program inherits that: the replica would never hear SIGTERM.
+    SigSet::all().thread_unblock().map_err(at("signals"))?;
     for (resource, limit, _) in LIMITS {
         setrlimit(*resource, *limit, *limit).map_err(at("resource limits"))?;
     }

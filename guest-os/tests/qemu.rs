@@ -276,6 +276,8 @@ fn a_node_boots_serves_evidence_and_keeps_its_secret_and_its_nvram() {
         ("status CapBnd: ", "0000000000000000"),
         ("status NoNewPrivs: ", "1"),
         ("status Seccomp: ", "2"),
+        // Else it could not be asked to stop.
+        ("status SigBlk: ", "0000000000000000"),
     ] {
         assert_eq!(guest.said(key), expected, "{key}");
     }
