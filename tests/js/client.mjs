@@ -5,8 +5,8 @@ import { Ed25519KeyIdentity } from "@icp-sdk/core/identity";
 // A fixed identity, so that a later call is made by the controller that deployed. It is public: for tests only.
 const identity = Ed25519KeyIdentity.generate(new TextEncoder().encode("redoubt development identity 001"));
 
-export async function connect(url) {
-  const agent = await HttpAgent.create({ host: url, identity, verifyQuerySignatures: true, retryTimes: 5 });
+export async function connect(url, retryTimes = 3) {
+  const agent = await HttpAgent.create({ host: url, identity, verifyQuerySignatures: true, retryTimes });
   // The node is its own root of trust: its key comes from the node, whose evidence `redoubt up` has verified.
   await agent.fetchRootKey();
   return agent;
@@ -15,8 +15,8 @@ export async function connect(url) {
 const counterInterface = ({ IDL }) =>
   IDL.Service({ inc: IDL.Func([], [IDL.Nat], []), get: IDL.Func([], [IDL.Nat], ["query"]) });
 
-export async function counter(url, canisterId) {
-  return Actor.createActor(counterInterface, { agent: await connect(url), canisterId });
+export async function counter(url, canisterId, retryTimes) {
+  return Actor.createActor(counterInterface, { agent: await connect(url, retryTimes), canisterId });
 }
 
 // One line of JSON; a candid nat has no bound, so it is printed as text.
