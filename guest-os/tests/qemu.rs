@@ -110,6 +110,10 @@ fn connect(socket: &Path) -> UnixStream {
 impl Guest {
     /// Starts QEMU with the disk and the NVRAM of `node`; the PSP answers for a guest with that HOST_DATA.
     fn start(images: &Images, node: &Path, psp: Psp) -> Self {
+        Self::start_with(images, node, psp, COMMAND_LINE)
+    }
+
+    fn start_with(images: &Images, node: &Path, psp: Psp, command_line: &str) -> Self {
         let run = tempfile::tempdir_in(node).unwrap().keep();
         fs::write(run.join("initrd"), initrd(images)).unwrap();
         for (name, size) in [("disk", 1 << 20), ("nvram", 16 << 20)] {
@@ -132,7 +136,7 @@ impl Guest {
             .args(["-nodefaults", "-no-reboot", "-display", "none"])
             .args(["-serial", &format!("file:{}", show(&console))])
             .args(["-kernel", &show(&images.kernel), "-initrd", &show(&run.join("initrd"))])
-            .args(["-append", COMMAND_LINE])
+            .args(["-append", command_line])
             .args(["-device", "virtio-serial-pci", "-chardev", &socket("host"), "-chardev", &socket("psp")])
             .args(["-device", "virtserialport,chardev=host,name=redoubt.host"])
             .args(["-device", "virtserialport,chardev=psp,name=redoubt.psp"])
@@ -357,4 +361,19 @@ fn a_hostile_host_gets_nowhere() {
     let mut answer = String::new();
     let _ = stream.read_to_string(&mut answer);
     assert!(answer.contains("nonce"), "{answer}");
+}
+
+#[test]
+fn a_guest_that_cannot_start_says_why_and_restarts() {
+    let Some(images) = images() else { return };
+    let node = tempfile::tempdir().unwrap();
+    let command_line = COMMAND_LINE.replace("profile=virtual", "profile=production");
+    let psp = psp(&node.path().join("chip"), 1);
+    let mut guest = Guest::start_with(&images, node.path(), psp, &command_line);
+    guest.ends();
+    let why = "the guest cannot start: this binary was built for the virtual profile";
+    assert!(guest.console().contains(why), "{}", guest.console());
+    // The kernel restarted it in good order; a PID 1 that dies makes it panic.
+    assert!(guest.console().contains("reboot: Restarting system"), "{}", guest.console());
+    assert!(!guest.console().contains("Kernel panic"), "{}", guest.console());
 }
