@@ -16,6 +16,7 @@ pub const SETTINGS: &[(&str, &str, &str)] = &[
     ("fs/suid_dumpable", "0", "memory of programs that dropped privileges is never dumped"),
     ("fs/protected_symlinks", "1", "usual hardening of shared directories"),
     ("fs/protected_hardlinks", "1", "usual hardening of shared directories"),
+    ("net/ipv4/tcp_syncookies", "1", "a flood of connection attempts does not fill the queue"),
     ("net/ipv4/ip_forward", "0", "a node is no router"),
     ("net/ipv6/conf/all/forwarding", "0", "a node is no router"),
     ("net/ipv4/conf/all/rp_filter", "1", "drop spoofed sources"),

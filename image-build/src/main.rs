@@ -29,6 +29,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Build the programs that guest-os's own tests boot; prints their folder
+    TestPrograms {
+        /// Root of the checkout
+        #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/.."))]
+        repository: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -42,7 +48,15 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<()> {
-    let Command::Build { profile, out, repository, json } = cli.command;
+    let (profile, out, repository, json) = match cli.command {
+        Command::Build { profile, out, repository, json } => (profile, out, repository, json),
+        Command::TestPrograms { repository } => {
+            let repository = repository.canonicalize()?;
+            let recipe = image_build::recipe::recipe(&repository, "virtual")?;
+            println!("{}", image_build::programs::build_for_tests(&repository, &recipe)?.display());
+            return Ok(());
+        }
+    };
     let summary = image_build::guest::build(&repository.canonicalize()?, &profile, &out)?;
     if json {
         println!("{}", serde_json::to_string_pretty(&summary)?);

@@ -23,6 +23,25 @@ pub struct Programs {
 pub fn build(repository: &Path, recipe: &Recipe) -> Result<Programs> {
     let step = Step::start("guest programs", 0);
     step.say("compiling guest-os and replica");
+    let features = recipe.guest.features.join(",");
+    let folder = compile(repository, "guest-os", &["--bin", "guest-os", "--features", &features])?;
+    compile(repository, "replica", &["--bin", "replica"])?;
+    step.done("up to date");
+    Ok(Programs { guest_os: folder.join("guest-os"), replica: folder.join("replica") })
+}
+
+/// Builds what guest-os's own tests boot: PID 1 and a stand-in for the replica. Returns their folder.
+pub fn build_for_tests(repository: &Path, recipe: &Recipe) -> Result<PathBuf> {
+    let features = recipe.guest.features.join(",");
+    compile(
+        repository,
+        "guest-os",
+        &["--bin", "guest-os", "--example", "stand_in_replica", "--features", &features],
+    )
+}
+
+/// Compiles parts of one package for the guest; returns the folder with the programs.
+fn compile(repository: &Path, package: &str, parts: &[&str]) -> Result<PathBuf> {
     let target_dir =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
     let cargo_home = match std::env::var_os("CARGO_HOME") {
@@ -35,23 +54,28 @@ pub fn build(repository: &Path, recipe: &Recipe) -> Result<Programs> {
     let rustflags =
         maps.iter().fold("-C target-feature=+crt-static".to_owned(), |f, m| f + " --remap-path-prefix=" + m);
     let cflags = maps.iter().map(|m| format!("-ffile-prefix-map={m}")).collect::<Vec<_>>().join(" ");
-
-    for (package, features) in [("guest-os", recipe.guest.features.join(",")), ("replica", String::new())] {
-        let mut cargo = Command::new("cargo");
-        cargo
-            .current_dir(repository)
-            .args(["build", "--locked", "--quiet", "--profile", PROFILE, "--target", TARGET])
-            .args(["--package", package, "--bin", package, "--features", &features])
-            .env("RUSTFLAGS", &rustflags)
-            .env("CFLAGS", &cflags)
-            .env("SOURCE_DATE_EPOCH", crate::kernel::SOURCE_DATE_EPOCH)
-            .env("CARGO_TARGET_DIR", &target_dir);
-        let status = cargo.status().context("cannot run cargo")?;
-        if !status.success() {
-            bail!("{package} did not compile for the guest; the compiler's messages are above");
-        }
+    let status = Command::new("cargo")
+        .current_dir(repository)
+        .args([
+            "build",
+            "--locked",
+            "--quiet",
+            "--profile",
+            PROFILE,
+            "--target",
+            TARGET,
+            "--package",
+            package,
+        ])
+        .args(parts)
+        .env("RUSTFLAGS", &rustflags)
+        .env("CFLAGS", &cflags)
+        .env("SOURCE_DATE_EPOCH", crate::kernel::SOURCE_DATE_EPOCH)
+        .env("CARGO_TARGET_DIR", &target_dir)
+        .status()
+        .context("cannot run cargo")?;
+    if !status.success() {
+        bail!("{package} did not compile for the guest; the compiler's messages are above");
     }
-    let folder = target_dir.join(TARGET).join(PROFILE);
-    step.done("up to date");
-    Ok(Programs { guest_os: folder.join("guest-os"), replica: folder.join("replica") })
+    Ok(target_dir.join(TARGET).join(PROFILE))
 }

@@ -16,17 +16,14 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = tools::Steps::default();
     steps.step("formatting", || tools::run(tools::command("cargo").args(["fmt", "--all", "--check"])))?;
-    steps.step("clippy", || {
-        tools::run(tools::command("cargo").args([
-            "clippy",
-            "--locked",
-            "--quiet",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]))
+    let clippy = |what: &[&str]| {
+        let mut cargo = tools::command("cargo");
+        tools::run(cargo.args(["clippy", "--locked", "--quiet"]).args(what).args(["--", "-D", "warnings"]))
+    };
+    steps.step("clippy", || clippy(&["--workspace", "--all-targets", "--features", test::VIRTUAL]))?;
+    // Without the simulated Secure Processor, as production programs are built.
+    steps.step("clippy, production", || {
+        clippy(&["-p", "guest-os", "-p", "host-os", "-p", "redoubt", "--no-default-features"])
     })?;
     eprintln!("\nTime per step\n{}", steps.table());
     if options.lint {

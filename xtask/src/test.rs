@@ -3,6 +3,9 @@
 use crate::{Consent, setup, tools};
 use anyhow::Result;
 
+/// The workspace's features that the virtual profile switches on.
+pub(crate) const VIRTUAL: &str = "guest-os/virtual";
+
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -26,13 +29,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("npm packages", tools::npm_packages)?;
     steps.step("tools", tools::build_tools)?;
     let release = steps.step("guest image", tools::build_release)?;
+    let programs = steps.step("programs of the guest's tests", || {
+        tools::output(tools::command(tools::binary("image-build")).arg("test-programs"))
+    })?;
     steps.step("tests", || {
         tools::run(
             tools::command("cargo")
-                .args(["test", "--locked", "--workspace", "--"])
+                .args(["test", "--locked", "--workspace", "--features", VIRTUAL, "--"])
                 .args(&options.rest)
                 .env("REDOUBT_RELEASE", &release)
-                .env("REDOUBT_BIN", tools::target().join("debug")),
+                .env("REDOUBT_BIN", tools::target().join("debug"))
+                .env("REDOUBT_TEST_KERNEL", release.join("vmlinuz"))
+                .env("REDOUBT_TEST_PROGRAMS", programs.trim()),
+        )
+    })?;
+    steps.step("tests of the hardware path", || {
+        tools::run(
+            tools::command("cargo").args(["test", "--locked", "-p", "guest-os", "--"]).args(&options.rest),
         )
     })?;
     eprintln!("\nTime per step\n{}", steps.table());
