@@ -159,7 +159,7 @@ impl Node {
                 root_public_key_der: root_key_der.clone(),
                 canister_range: CANISTERS,
                 randomness: Box::new(random),
-                limits: execution::Limits::default(),
+                limits: execution_limits(),
             },
         )?;
         let topology = Topology {
@@ -311,4 +311,20 @@ fn random() -> [u8; 32] {
     )]
     SystemRandom::new().fill(&mut bytes).expect("the system's random generator works");
     bytes
+}
+
+/// The Internet Computer's limits, with memories that fit this machine: one canister's memory exists twice (the
+/// working copy and the committed image), and a message that exhausted the machine would be executed again after
+/// each restart.
+fn execution_limits() -> execution::Limits {
+    let limits = execution::Limits::default();
+    let Ok(machine) = nix::sys::sysinfo::sysinfo() else { return limits };
+    let most = machine.ram_total() / 4;
+    execution::Limits {
+        memory32_bytes: limits.memory32_bytes.min(most),
+        memory64_bytes: limits.memory64_bytes.min(most),
+        stable_bytes: limits.stable_bytes.min(most),
+        stable_change_bytes: limits.stable_change_bytes.min(most),
+        ..limits
+    }
 }

@@ -219,6 +219,15 @@ pub fn number(value: &Value) -> Result<u64> {
     }
 }
 
+/// What official agents do beyond a plain call: delegations, other keys, wrong clocks, a wrong root key.
+pub fn check_interface(url: &str, canister: &str) -> Result<()> {
+    let output = node("interface.mjs").args([url, canister]).output().context("cannot run node")?;
+    if !output.status.success() {
+        bail!("{}: {}", output.status, text(&output));
+    }
+    Ok(())
+}
+
 fn script(name: &str, arguments: &[&str]) -> Result<Value> {
     json(node(name).args(arguments).output().context("cannot run node")?)
 }

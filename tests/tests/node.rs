@@ -5,7 +5,7 @@ use std::{
     io::{BufRead, BufReader},
     time::Duration,
 };
-use tests::{Node, Setup, call, deploy_counter, number, runs, start_stream};
+use tests::{Node, Setup, call, check_interface, deploy_counter, number, runs, start_stream};
 
 /// Generous: the guest is emulated, and other tests may share the machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -21,6 +21,8 @@ fn boot_attest_deploy_call_and_stop() -> Result<()> {
     ensure!(call(&url, &counter, "inc")? == 1);
     ensure!(call(&url, &counter, "inc")? == 2);
     ensure!(call(&url, &counter, "get")? == 2, "the query sees another state than the updates");
+
+    check_interface(&url, &counter)?;
 
     let status = up["urls"]["status"].as_str().context("no address for status")?;
     let metrics = get(&format!("{status}/metrics"))?;
