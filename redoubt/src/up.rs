@@ -5,6 +5,7 @@ use crate::node::{NodeDirArg, ask, block_on, stop};
 use crate::output::{Failure, Output, Progress, Reply};
 use crate::releases::{RootArgs, manifest_path};
 use clap::Args;
+use host_guest::Phase;
 use host_os::attest::{AttestError, Attested, Expectations, fetch_and_verify};
 use host_os::cli::GuestArgs;
 use host_os::node::{AgentRecord, NodeDir};
@@ -161,6 +162,17 @@ impl Agent {
                     progress.line(&format!("  {}", reason.reason));
                 }
                 told = told.max(status.reasons.len());
+                if let Some(guest) = &status.guest
+                    && guest.phase <= Phase::Opening
+                    && !guest.error.is_empty()
+                {
+                    // It has stopped there, and tells why; starting it again would change nothing.
+                    let message = format!(
+                        "the guest does not start: {}; to begin with empty storage: `redoubt up --fresh`",
+                        guest.error
+                    );
+                    return Err(Failure::new("guest-does-not-start", message));
+                }
                 match status.state.as_str() {
                     "ready" => break (record, status),
                     "failed" | "stopping" | "stopped" => return Err(failed(&status)),

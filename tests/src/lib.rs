@@ -63,6 +63,35 @@ pub fn signed_by_development_keys(
     signed_by(dir, &release::development::signing_keys()?[..signers], change)
 }
 
+/// Makes the release in `dir` one with a longer kernel command line: measured anew and signed.
+pub fn with_command_line(dir: &Path, addition: &str) -> Result<()> {
+    let read =
+        |name: &str| std::fs::read(dir.join(name)).with_context(|| format!("no {name} in the release"));
+    let (firmware, kernel, initrd) = (read("firmware.bin")?, read("vmlinuz")?, read("initrd.zst")?);
+    let mut measured = Ok(());
+    signed_by_development_keys(dir, 2, |manifest| {
+        let guest = &mut manifest.guest;
+        guest.command_line = format!("{} {addition}", guest.command_line);
+        let mut measure = || -> Result<()> {
+            for entry in &mut guest.measurements {
+                let launch = attestation::measurement::Launch {
+                    firmware: &firmware,
+                    kernel: &kernel,
+                    initrd: &initrd,
+                    command_line: &guest.command_line,
+                    vcpus: entry.vcpus,
+                    vcpu_type: guest.vcpu_type.parse()?,
+                    guest_features: guest.guest_features,
+                };
+                entry.measurement = release::Measurement(launch.measurement()?.0);
+            }
+            Ok(())
+        };
+        measured = measure();
+    })?;
+    measured
+}
+
 /// Writes the manifest in `dir` anew with a change, signed by these keys.
 pub fn signed_by(
     dir: &Path,

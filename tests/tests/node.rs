@@ -5,7 +5,9 @@ use std::{
     io::{BufRead, BufReader},
     time::Duration,
 };
-use tests::{Node, Setup, call, check_interface, deploy_counter, number, runs, start_stream};
+use tests::{
+    Node, Setup, call, check_interface, deploy_counter, number, runs, start_stream, text, with_command_line,
+};
 
 /// Generous: the guest is emulated, and other tests may share the machine.
 const LIMIT: Duration = Duration::from_secs(120);
@@ -91,6 +93,28 @@ fn state_survives_down_and_up_and_the_agents_death_takes_qemu_along() -> Result<
 
     node.up()?;
     ensure!(call(&node.url()?, &counter, "inc")? == 3);
+    Ok(())
+}
+
+#[test]
+fn another_guest_cannot_open_the_storage_and_leaves_it_as_it_was() -> Result<()> {
+    let Some(setup) = Setup::find() else { return Ok(()) };
+    let node = Node::new(&setup)?;
+    node.up()?;
+    let counter = deploy_counter(&node.url()?)?;
+    ensure!(call(&node.url()?, &counter, "inc")? == 1);
+    node.down()?;
+
+    // The same files with another command line: blessed, but another measurement.
+    let other = setup.copy_of_release()?;
+    with_command_line(other.path(), "redoubt.watchdog=61")?;
+    let output = node.up_with(other.path(), &[])?;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
+    ensure!(answer["error"]["code"] == "guest-does-not-start", "{answer:#}");
+    ensure!(text(&output).contains("vault sealed to another guest"), "{answer:#}");
+
+    node.up()?;
+    ensure!(call(&node.url()?, &counter, "inc")? == 2);
     Ok(())
 }
 

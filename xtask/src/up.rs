@@ -60,7 +60,7 @@ fn print_summary(node: &Value, url: &str, canister: &str, called: &Value, steps:
         println!("  {line}");
     }
     println!("\nThe Motoko counter {canister} was installed and called with the official agent:");
-    println!("  inc() = {}", called["result"]);
+    println!("  inc() = {}", called["result"].as_str().unwrap_or("no number"));
     println!("\nTime per step\n{}", steps.table());
     println!("\nAddresses");
     for (name, address) in node["urls"].as_object().into_iter().flatten() {
