@@ -9,8 +9,10 @@ use nix::{sys::signal, unistd::Pid};
 use serde_json::Value;
 use std::{
     ffi::OsStr,
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
@@ -112,12 +114,26 @@ pub fn signed_by(
 pub struct Node<'a> {
     setup: &'a Setup,
     dir: tempfile::TempDir,
+    /// Of the guest, the gateway and the status.
+    ports: [String; 3],
+    _alone: MutexGuard<'static, ()>,
 }
+
+/// One node at a time: an emulated guest takes all cores, and time limits should not depend on other tests.
+static ALONE: Mutex<()> = Mutex::new(());
 
 impl<'a> Node<'a> {
     /// A node that was never started.
     pub fn new(setup: &'a Setup) -> Result<Self> {
-        Ok(Self { setup, dir: tempfile::tempdir()? })
+        let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+        // Held together, so that they differ; free again before the node needs them.
+        let free = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").and_then(|l| Ok((l.local_addr()?, l))));
+        let mut ports = [const { String::new() }; 3];
+        for (port, free) in ports.iter_mut().zip(&free) {
+            let (address, _) = free.as_ref().ok().context("no free port")?;
+            *port = address.port().to_string();
+        }
+        Ok(Self { setup, dir: tempfile::tempdir()?, ports, _alone: alone })
     }
 
     /// `redoubt COMMAND --node-dir ...`, whatever comes of it.
@@ -134,16 +150,20 @@ impl<'a> Node<'a> {
     /// `redoubt up` with another release or further arguments, whatever comes of it. The guest is always
     /// emulated, so that the scenarios take the same road on every machine.
     pub fn up_with(&self, release: &Path, arguments: &[&str]) -> Result<Output> {
-        let fixed = ["--json", "--detach", "--accel", "tcg", "--release"];
-        let mut all: Vec<&OsStr> = fixed.iter().map(OsStr::new).collect();
+        let [https, http, status] = &self.ports;
+        let ports = ["--https-port", https, "--http-port", http, "--status-port", status];
+        let fixed = ["--json", "--detach", "--accel", "tcg"];
+        let mut all: Vec<&OsStr> = fixed.iter().chain(&ports).map(OsStr::new).collect();
+        all.push(OsStr::new("--release"));
         all.push(release.as_os_str());
         all.extend(arguments.iter().map(OsStr::new));
         self.redoubt("up", &all)
     }
 
-    /// What `redoubt status --json` prints.
+    /// What `redoubt status --json` prints; its exit code says whether the node is ready.
     pub fn status(&self) -> Result<Value> {
-        json(self.redoubt("status", &[OsStr::new("--json")])?)
+        let output = self.redoubt("status", &[OsStr::new("--json")])?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("no JSON: {}", text(&output)))
     }
 
     /// Address of the plain HTTP gateway.
