@@ -70,28 +70,26 @@ pub fn with_command_line(dir: &Path, addition: &str) -> Result<()> {
     let read =
         |name: &str| std::fs::read(dir.join(name)).with_context(|| format!("no {name} in the release"));
     let (firmware, kernel, initrd) = (read("firmware.bin")?, read("vmlinuz")?, read("initrd.zst")?);
-    let mut measured = Ok(());
-    signed_by_development_keys(dir, 2, |manifest| {
-        let guest = &mut manifest.guest;
-        guest.command_line = format!("{} {addition}", guest.command_line);
-        let mut measure = || -> Result<()> {
-            for entry in &mut guest.measurements {
-                let launch = attestation::measurement::Launch {
-                    firmware: &firmware,
-                    kernel: &kernel,
-                    initrd: &initrd,
-                    command_line: &guest.command_line,
-                    vcpus: entry.vcpus,
-                    vcpu_type: guest.vcpu_type.parse()?,
-                    guest_features: guest.guest_features,
-                };
-                entry.measurement = release::Measurement(launch.measurement()?.0);
-            }
-            Ok(())
+    let mut guest = manifest_in(dir)?.guest;
+    guest.command_line = format!("{} {addition}", guest.command_line);
+    for entry in &mut guest.measurements {
+        let launch = attestation::measurement::Launch {
+            firmware: &firmware,
+            kernel: &kernel,
+            initrd: &initrd,
+            command_line: &guest.command_line,
+            vcpus: entry.vcpus,
+            vcpu_type: guest.vcpu_type.parse()?,
+            guest_features: guest.guest_features,
         };
-        measured = measure();
-    })?;
-    measured
+        entry.measurement = release::Measurement(launch.measurement()?.0);
+    }
+    signed_by_development_keys(dir, 2, |manifest| manifest.guest = guest)
+}
+
+fn manifest_in(dir: &Path) -> Result<release::Manifest> {
+    let bytes = std::fs::read(dir.join("manifest.json")).context("no manifest in the release")?;
+    Ok(release::Envelope::from_bytes(&bytes)?.manifest().clone())
 }
 
 /// Writes the manifest in `dir` anew with a change, signed by these keys.
@@ -100,14 +98,13 @@ pub fn signed_by(
     keys: &[release::SigningKey],
     change: impl FnOnce(&mut release::Manifest),
 ) -> Result<()> {
-    let path = dir.join("manifest.json");
-    let mut manifest = release::Envelope::from_bytes(&std::fs::read(&path)?)?.manifest().clone();
+    let mut manifest = manifest_in(dir)?;
     change(&mut manifest);
     let mut envelope = release::Envelope::new(manifest)?;
     for key in keys {
         release::sign(&mut envelope, key)?;
     }
-    Ok(std::fs::write(path, envelope.to_bytes())?)
+    Ok(std::fs::write(dir.join("manifest.json"), envelope.to_bytes())?)
 }
 
 /// A virtual node with a directory of its own; it is stopped when this is dropped.
