@@ -1,4 +1,4 @@
-//! `cargo xtask ci`: what CI runs, and with `--full` what takes longer.
+//! `cargo xtask ci`: what CI runs.
 
 use crate::{Consent, test, tools};
 use anyhow::Result;

@@ -28,7 +28,7 @@ enum Command {
     Test(test::Options),
     /// Measure against the targets
     Bench(bench::Options),
-    /// What CI runs: formatting, clippy, licences and advisories, then the tests
+    /// What CI runs: formatting and clippy, then the tests
     Ci(ci::Options),
     /// Install what the other commands need
     Setup(Consent),
