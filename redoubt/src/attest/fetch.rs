@@ -1,0 +1,95 @@
+//! `redoubt attest fetch`: evidence with a fresh nonce, as a file.
+
+use crate::node::block_on;
+use crate::output::{Failure, Reply};
+use attestation::Evidence;
+use base64::{Engine, engine::general_purpose::STANDARD};
+use clap::Args;
+use host_os::attest::{Fetched, fetch, unix_time};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::PathBuf;
+
+#[derive(Debug, Args)]
+pub(crate) struct Fetch {
+    /// The node, such as https://127.0.0.1:18443
+    #[arg(value_name = "URL")]
+    url: String,
+    /// Write the record here instead of to standard output
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// Evidence with what it has to be bound to, as a file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Record {
+    pub(super) version: u32,
+    evidence: Evidence,
+    /// Hexadecimal.
+    nonce: String,
+    /// SubjectPublicKeyInfo, base64 of DER.
+    tls_key: String,
+    pub(super) fetched_unix_s: u64,
+}
+
+impl Record {
+    pub(super) fn fetched(self) -> Result<Fetched, String> {
+        if self.version != 1 {
+            return Err(format!("it has version {}, this program reads version 1", self.version));
+        }
+        let mut nonce = [0; 32];
+        hex::decode_to_slice(&self.nonce, &mut nonce).map_err(|error| format!("nonce: {error}"))?;
+        let tls_key = STANDARD.decode(&self.tls_key).map_err(|error| format!("tls_key: {error}"))?;
+        Ok(Fetched { evidence: self.evidence, nonce, tls_key })
+    }
+}
+
+pub(super) fn run(args: &Fetch) -> Result<Reply, Failure> {
+    let address = resolve(&args.url)?;
+    let fetched =
+        block_on(async { fetch(address).await.map_err(|error| Failure::of("no-evidence", &error)) })?;
+    let record = Record {
+        version: 1,
+        evidence: fetched.evidence,
+        nonce: hex::encode(fetched.nonce),
+        tls_key: STANDARD.encode(&fetched.tls_key),
+        fetched_unix_s: unix_time(),
+    };
+    let json = serde_json::to_value(&record).map_err(|error| Failure::of("record-unwritable", &error))?;
+    let Some(path) = &args.out else { return Ok(Reply::good(format!("{json:#}"), json)) };
+    std::fs::write(path, format!("{json:#}\n")).map_err(|error| {
+        Failure::new("record-unwritable", format!("cannot write {}: {error}", path.display()))
+    })?;
+    let text = format!("evidence of {address} is in {}; nothing of it is verified yet", path.display());
+    Ok(Reply::good(text, json!({ "file": path })))
+}
+
+/// The address in `https://HOST[:PORT]`.
+fn resolve(url: &str) -> Result<SocketAddr, Failure> {
+    let bad = |reason: &str| Failure::new("bad-url", format!("{url}: {reason}; give https://HOST:PORT"));
+    let rest =
+        url.strip_prefix("https://").ok_or_else(|| bad("evidence is bound to TLS, so this must be https"))?;
+    let host = rest.trim_end_matches('/');
+    let resolved = match host.rsplit_once(':') {
+        Some((_, port)) if port.parse::<u16>().is_ok() => host.to_socket_addrs(),
+        _ => (host.trim_matches(['[', ']']), 443).to_socket_addrs(),
+    };
+    let mut addresses = resolved.map_err(|error| bad(&error.to_string()))?;
+    addresses.next().ok_or_else(|| bad("no address"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_https_addresses_are_taken() {
+        assert_eq!(resolve("https://127.0.0.1:18443").unwrap(), "127.0.0.1:18443".parse().unwrap());
+        assert_eq!(resolve("https://127.0.0.1/").unwrap(), "127.0.0.1:443".parse().unwrap());
+        assert_eq!(resolve("https://[::1]:5").unwrap(), "[::1]:5".parse().unwrap());
+        assert_eq!(resolve("https://[::1]").unwrap(), "[::1]:443".parse().unwrap());
+        assert_eq!(resolve("http://127.0.0.1:1").unwrap_err().code, "bad-url");
+    }
+}
