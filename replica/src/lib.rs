@@ -10,6 +10,7 @@ pub mod clock;
 pub mod config;
 mod encoding;
 pub mod envelope;
+pub mod evidence;
 pub mod executor;
 pub mod hash_tree;
 pub mod http;
@@ -25,3 +26,4 @@ pub mod state_tree;
 mod sys;
 #[cfg(test)]
 mod testing;
+pub mod tls;

@@ -18,19 +18,19 @@ use zeroize::Zeroizing;
 use crate::certified_state::CertifiedState;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, HeapConfig, HeapKind, Source};
+use crate::evidence::Provider;
 use crate::executor::{Executor, SpawnError};
 use crate::http::{self, App};
 use crate::keys::{KeyError, NodeSecret};
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::server::{Server, TlsError, TlsIdentity};
+use crate::server::Server;
 use crate::state_tree::Topology;
 use crate::sys;
+use crate::tls::{TlsError, TlsIdentity};
 
 /// Canister numbers of this subnet: all, while there is no other subnet.
 const CANISTERS: (u64, u64) = (0, u64::MAX);
-/// Questions to the evidence provider at a time.
-const EVIDENCE_PLACES: usize = 4;
 /// The executor gets this time to finish its step when the replica stops; what it does not finish is undone.
 const STOP_TIME: Duration = Duration::from_secs(10);
 
@@ -123,6 +123,9 @@ pub enum EndError {
 /// A node that is ready to serve.
 pub struct Node {
     server: Server,
+    tls: Option<TlsIdentity>,
+    /// When the evidence in the TLS certificate wants to be renewed.
+    renewal: Duration,
     app: Arc<App>,
     executor: Executor,
     thread: JoinHandle<Result<(), RunError>>,
@@ -172,9 +175,14 @@ impl Node {
         let (pulse, metrics) = (Arc::new(Pulse::default()), Arc::new(Metrics::default()));
 
         let tls = config.tls.then(TlsIdentity::generate).transpose()?;
-        let tls_spki = tls.as_ref().map(|tls| tls.spki().to_vec());
+        let provider = |tls: &TlsIdentity| config.evidence_socket.map(|at| Provider::new(at, &tls.spki()));
+        let evidence = tls.as_ref().and_then(provider).map(Arc::new);
+        let renewal = match (&tls, &evidence) {
+            (Some(tls), Some(evidence)) => evidence.certify_or_warn(tls).await,
+            _ => Duration::MAX,
+        };
         let address = config.listen;
-        let server = Server::bind(address, tls, config.limits.clone(), metrics.clone())
+        let server = Server::bind(address, tls.as_ref(), config.limits.clone(), metrics.clone())
             .await
             .map_err(|source| StartError::Listen { address, source })?;
 
@@ -195,13 +203,11 @@ impl Node {
             root_key_der,
             clock,
             metrics,
-            evidence_socket: config.evidence_socket,
-            tls_spki,
+            evidence,
             bodies: Semaphore::new(config.limits.bodies),
-            evidence_places: Semaphore::new(EVIDENCE_PLACES),
             call_wait: Duration::from_secs(config.limits.call_wait_s),
         });
-        Ok(Self { server, app, executor, thread, pulse, ready })
+        Ok(Self { server, tls, renewal, app, executor, thread, pulse, ready })
     }
 
     /// Where it listens.
@@ -211,7 +217,7 @@ impl Node {
 
     /// Serves until `stop` comes or execution cannot go on.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), EndError> {
-        let Self { server, app, executor, thread, pulse, ready } = self;
+        let Self { server, tls, renewal, app, executor, thread, pulse, ready } = self;
         tracing::info!(subnet = %app.subnet_id, node = %app.node_id, address = ?server.address().ok(), "ready");
         if let Some(ready) = ready
             && let Err(error) = pulse.announce(ready)
@@ -225,8 +231,16 @@ impl Node {
                 .send(thread.join().map_or(Err(EndError::Panic), |outcome| outcome.map_err(EndError::Run)));
         });
         let mut outcome = None;
+        let evidence = app.evidence.clone();
+        let keep_certified = async {
+            match (&tls, evidence) {
+                (Some(tls), Some(evidence)) => evidence.keep_certified(tls, renewal).await,
+                _ => std::future::pending().await,
+            }
+        };
         let until = async {
             tokio::select! {
+                () = keep_certified => {}
                 () = stop => tracing::info!("asked to stop"),
                 ended = &mut end => outcome = Some(ended.unwrap_or(Err(EndError::Panic))),
             }

@@ -10,10 +10,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use hyper_util::service::TowerToHyperService;
-use rustls::ServerConfig;
-use rustls::crypto::ring;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::version::TLS13;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -22,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::config::Limits;
 use crate::metrics::Metrics;
+use crate::tls::TlsIdentity;
 
 /// TLS handshake and request headers must be done within this time.
 const HEADER_TIME: Duration = Duration::from_secs(15);
@@ -29,45 +26,6 @@ const HEADER_TIME: Duration = Duration::from_secs(15);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Requests under way get this time when the replica stops.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
-
-/// TLS cannot be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// No key or certificate.
-    #[error("the TLS key or certificate cannot be made; the cryptographic library is broken")]
-    Certificate(#[from] rcgen::Error),
-    /// rustls refuses them.
-    #[error("the TLS configuration is refused; the cryptographic library is broken")]
-    Configuration(#[from] rustls::Error),
-}
-
-/// A TLS key, made now and gone with this process, with a certificate that it signed itself. Clients do not
-/// look at names in it: they pin the key, which attestation evidence binds.
-pub struct TlsIdentity {
-    acceptor: TlsAcceptor,
-    spki: Vec<u8>,
-}
-
-impl TlsIdentity {
-    /// Makes the key (ECDSA on P-256).
-    pub fn generate() -> Result<Self, TlsError> {
-        let key = rcgen::KeyPair::generate()?;
-        let certificate = rcgen::CertificateParams::new(["localhost".to_owned()])?.self_signed(&key)?;
-        let private = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
-        let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_protocol_versions(&[&TLS13])?
-            .with_no_client_auth()
-            .with_single_cert(vec![certificate.der().clone()], private)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-        let spki = rcgen::PublicKeyData::subject_public_key_info(&key);
-        Ok(Self { acceptor: TlsAcceptor::from(Arc::new(config)), spki })
-    }
-
-    /// SubjectPublicKeyInfo of the key, DER.
-    pub fn spki(&self) -> &[u8] {
-        &self.spki
-    }
-}
 
 /// A listening socket.
 pub struct Server {
@@ -81,12 +39,12 @@ impl Server {
     /// Listens.
     pub async fn bind(
         address: SocketAddr,
-        tls: Option<TlsIdentity>,
+        tls: Option<&TlsIdentity>,
         limits: Limits,
         metrics: Arc<Metrics>,
     ) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, tls: tls.map(|tls| tls.acceptor), limits, metrics })
+        Ok(Self { listener, tls: tls.map(TlsIdentity::acceptor), limits, metrics })
     }
 
     /// Where it listens.

@@ -6,6 +6,7 @@ use candid::Principal;
 
 use crate::authentication::AuthenticationError;
 use crate::envelope::EnvelopeError;
+use crate::evidence::EvidenceError;
 use crate::executor::Unavailable;
 use crate::read_state::Denied;
 
@@ -38,10 +39,8 @@ pub(super) enum Refusal {
     Nonce,
     #[error("this replica offers no attestation evidence: it has no provider, or no TLS key to bind it to")]
     NoEvidence,
-    #[error("too many ask for evidence at a time; try again in a second")]
-    EvidenceBusy,
-    #[error("the evidence provider did not answer: {0}; try again, or look at the guest's log")]
-    EvidenceProvider(String),
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
 }
 
 impl Refusal {
@@ -54,8 +53,8 @@ impl Refusal {
             }
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::OtherSubnet(..) | Self::NoEvidence => StatusCode::NOT_FOUND,
-            Self::Unavailable(_) | Self::EvidenceBusy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::EvidenceProvider(_) => StatusCode::BAD_GATEWAY,
+            Self::Unavailable(_) | Self::Evidence(EvidenceError::Busy) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Evidence(_) => StatusCode::BAD_GATEWAY,
             Self::Body
             | Self::UrlId(_)
             | Self::EffectiveCanister { .. }

@@ -5,7 +5,6 @@ mod evidence;
 mod invoke;
 mod state;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use crate::certified_state::CertifiedState;
 use crate::clock::Clock;
 use crate::encoding::cbor;
 use crate::envelope::{EnvelopeError, MAX_BODY};
+use crate::evidence::Provider;
 use crate::executor::Executor;
 use crate::keys::NodeKey;
 use crate::metrics::Metrics;
@@ -51,14 +51,10 @@ pub struct App {
     pub clock: Clock,
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// Unix socket of the evidence provider, if there is one.
-    pub evidence_socket: Option<PathBuf>,
-    /// SubjectPublicKeyInfo of the TLS key, DER; none on plain HTTP.
-    pub tls_spki: Option<Vec<u8>>,
+    /// Provider of evidence for the TLS key, if there is one and a key.
+    pub evidence: Option<Arc<Provider>>,
     /// Places for request bodies in memory.
     pub bodies: Semaphore,
-    /// Places for questions to the evidence provider.
-    pub evidence_places: Semaphore,
     /// How long a synchronous call waits for its answer.
     pub call_wait: Duration,
 }

@@ -84,13 +84,21 @@ async fn get(
     Ok((answer, certificate))
 }
 
-/// Answers questions with what it was asked, as evidence; refuses the nonce of zeros.
+/// Answers questions with what it was asked, as evidence; refuses the nonce of zeros. Without a nonce it gives an
+/// extension that says how many were given before and that is old at once.
 async fn provider(listener: UnixListener) {
+    let mut extensions = 0;
     while let Ok((mut stream, _)) = listener.accept().await {
         let mut question = vec![0; stream.read_u32_le().await.unwrap() as usize];
         stream.read_exact(&mut question).await.unwrap();
         let question: serde_json::Value = serde_json::from_slice(&question).unwrap();
-        let answer = if question["nonce"] == "0".repeat(64) {
+        let answer = if question["nonce"].is_null() {
+            let value = BASE64_STANDARD.encode(format!("extension {extensions}"));
+            let oid = "1.3.6.1.5.5.7.1.35";
+            extensions += 1;
+            serde_json::json!({ "extension":
+                { "oid": oid, "value": value, "issued_unix_s": 1_794_700_800, "renew_after_s": 0 } })
+        } else if question["nonce"] == "0".repeat(64) {
             serde_json::json!({ "error": "not this one" })
         } else {
             serde_json::json!({ "evidence": question })
@@ -130,7 +138,22 @@ async fn evidence_is_asked_for_the_key_that_the_connection_uses() {
     assert_eq!(body["evidence"]["nonce"], nonce.as_str());
     let spki = BASE64_STANDARD.decode(body["evidence"]["spki"].as_str().unwrap()).unwrap();
     assert_eq!(spki.len(), 91);
-    assert!(certificate.windows(spki.len()).any(|window| window == spki), "the certificate has another key");
+    let holds = |certificate: &CertificateDer<'_>, part: &[u8]| {
+        certificate.windows(part.len()).any(|window| window == part)
+    };
+    assert!(holds(&certificate, &spki), "the certificate has another key");
+    assert!(holds(&certificate, b"extension 0"), "the first certificate has evidence");
+    let mut renewed = false;
+    for _ in 0..100 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let (_, certificate) = get(address, &TLS13, "/").await.unwrap();
+        assert!(holds(&certificate, &spki), "the key changed");
+        renewed = holds(&certificate, b"extension 1");
+        if renewed {
+            break;
+        }
+    }
+    assert!(renewed, "the evidence in the certificate was not renewed");
 
     let (answer, _) = get(address, &TLS13, &format!("/evidence?nonce={}", "0".repeat(64))).await.unwrap();
     assert!(
