@@ -38,6 +38,7 @@ mod frame;
 mod heap;
 mod image;
 mod media;
+pub mod paged;
 mod recovery;
 mod seal;
 mod store;

@@ -65,12 +65,12 @@ impl Media for Recorder {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MediaError> {
         self.media.read(offset, into)
     }
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
         assert!(offset.is_multiple_of(64) && bytes.len().is_multiple_of(64));
         self.push(Event::Write(Write { offset: offset as usize, bytes: bytes.to_vec() }));
         self.media.write(offset, bytes)
     }
-    fn fence(&mut self) -> Result<(), MediaError> {
+    fn fence(&self) -> Result<(), MediaError> {
         self.push(Event::Fence);
         Ok(())
     }

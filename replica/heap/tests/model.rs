@@ -177,10 +177,10 @@ impl Media for Failing {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MediaError> {
         self.0.read(offset, into)
     }
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
         self.0.write(offset, bytes)
     }
-    fn fence(&mut self) -> Result<(), MediaError> {
+    fn fence(&self) -> Result<(), MediaError> {
         if self.1.load(Ordering::Relaxed) {
             let source = std::io::ErrorKind::Other.into();
             return Err(MediaError { action: "sync the test".into(), offset: 0, length: 0, source });
@@ -251,7 +251,7 @@ fn shared_memory_survives_the_process_and_disk_files_are_refused() {
     let (heap, _) = Heap::open(Box::new(media), &key(), &OpenOptions::default()).unwrap();
     assert_eq!(Model::of(&heap), model);
 
-    let mut media = BarMedia::from_fd({
+    let media = BarMedia::from_fd({
         let memory = memfd_create("small", MFdFlags::empty()).unwrap();
         nix::unistd::ftruncate(&memory, 4096).unwrap();
         memory

@@ -80,13 +80,13 @@ impl Media for BarMedia {
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
         let range = lines("write the BAR", self.mapping.len(), offset, bytes.len())?;
         self.mapping.write(range.start, bytes);
         Ok(())
     }
 
-    fn fence(&mut self) -> Result<(), MediaError> {
+    fn fence(&self) -> Result<(), MediaError> {
         self.mapping.fence();
         Ok(())
     }

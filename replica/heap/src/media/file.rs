@@ -78,12 +78,12 @@ impl Media for FileMedia {
         result.map_err(|source| MediaError::new("read the heap file", offset, into.len(), source))
     }
 
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MediaError> {
         let result = self.file.write_all_at(bytes, offset);
         result.map_err(|source| MediaError::new("write the heap file", offset, bytes.len(), source))
     }
 
-    fn fence(&mut self) -> Result<(), MediaError> {
+    fn fence(&self) -> Result<(), MediaError> {
         self.file.sync_data().map_err(|source| MediaError::new("sync the heap file", 0, 0, source))
     }
 }

@@ -23,6 +23,10 @@ pub(super) struct Mapping {
 // SAFETY: the mapping belongs to this value alone and is not tied to the thread that made it.
 unsafe impl Send for Mapping {}
 
+// SAFETY: loads are volatile and stores go through the raw pointer; threads never share a reference into the
+// mapping, and bytes that change while they are read are what every reader of shared memory must expect.
+unsafe impl Sync for Mapping {}
+
 impl Mapping {
     pub(super) fn new(file: &File, length: usize) -> io::Result<Self> {
         let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::UnexpectedEof)?;
@@ -64,7 +68,7 @@ impl Mapping {
     ///
     /// # Panics
     /// If the range is not within the mapping, or not on whole cache lines.
-    pub(super) fn write(&mut self, offset: usize, bytes: &[u8]) {
+    pub(super) fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(
             offset.checked_add(bytes.len()).is_some_and(|end| end <= self.length),
             "write within the mapping"
@@ -78,7 +82,7 @@ impl Mapping {
     }
 
     /// Orders and drains all earlier stores.
-    pub(super) fn fence(&mut self) {
+    pub(super) fn fence(&self) {
         // Also keeps the compiler from moving stores across.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
         #[cfg(target_arch = "x86_64")]

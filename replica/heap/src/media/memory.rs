@@ -44,13 +44,13 @@ impl Media for MemMedia {
         Ok(())
     }
 
-    fn write(&mut self, offset: u64, from: &[u8]) -> Result<(), MediaError> {
+    fn write(&self, offset: u64, from: &[u8]) -> Result<(), MediaError> {
         let range = range("write memory", self.length, offset, from.len())?;
         self.with_bytes(|bytes| bytes[range].copy_from_slice(from));
         Ok(())
     }
 
-    fn fence(&mut self) -> Result<(), MediaError> {
+    fn fence(&self) -> Result<(), MediaError> {
         Ok(())
     }
 }

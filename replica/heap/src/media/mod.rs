@@ -67,7 +67,7 @@ impl MediaError {
 /// A fence that returned `Ok` promises that all earlier writes are durable. After an error from `write` or
 /// `fence` nothing is promised any more: the heap stops using the medium.
 #[expect(clippy::len_without_is_empty, reason = "no medium is empty")]
-pub trait Media: Send {
+pub trait Media: Send + Sync {
     /// Length in bytes; does not change.
     fn len(&self) -> u64;
 
@@ -78,10 +78,10 @@ pub trait Media: Send {
     fn read(&self, offset: u64, into: &mut [u8]) -> Result<(), MediaError>;
 
     /// Writes bytes; offset and length are multiples of 64.
-    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), MediaError>;
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MediaError>;
 
     /// Makes all earlier writes durable.
-    fn fence(&mut self) -> Result<(), MediaError>;
+    fn fence(&self) -> Result<(), MediaError>;
 }
 
 /// Checks that a range lies within a medium kept in memory.
