@@ -40,8 +40,12 @@ pub(crate) const FOR_UP: &[&Need] = &[
 ];
 
 /// What the tests need beside [`FOR_UP`].
-pub(crate) const FOR_TEST: &[&Need] =
-    &[&need("cpio", &["cpio"], "oracle for the initrd"), &need("openssl", &["openssl"], "oracle for TLS")];
+pub(crate) const FOR_TEST: &[&Need] = &[
+    &need("cpio", &["cpio"], "oracle for the initrd"),
+    &need("openssl", &["openssl"], "oracle for TLS"),
+    // The interpreter alone is not enough: Debian keeps what a virtual environment needs in another package.
+    &need("/usr/share/doc/python3-venv", &["python3-venv"], "oracle for launch measurements"),
+];
 
 /// What the benchmarks need beside [`FOR_UP`].
 pub(crate) const FOR_BENCH: &[&Need] = &[

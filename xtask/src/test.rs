@@ -27,6 +27,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = tools::Steps::default();
     steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP, setup::FOR_TEST]))?;
     steps.step("npm packages", tools::npm_packages)?;
+    let python = steps.step("Python packages", tools::python_packages)?;
     steps.step("tools", tools::build_tools)?;
     let release = steps.step("guest image", tools::build_release)?;
     let programs = steps.step("programs of the guest's tests", || {
@@ -38,6 +39,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .args(["test", "--locked", "--workspace", "--features", VIRTUAL, "--"])
                 .args(&options.rest)
                 .env("REDOUBT_RELEASE", &release)
+                .env("REDOUBT_TEST_PYTHON", &python)
                 .env("REDOUBT_BIN", tools::target().join("debug"))
                 .env("REDOUBT_TEST_KERNEL", release.join("vmlinuz"))
                 .env("REDOUBT_TEST_PROGRAMS", programs.trim()),

@@ -120,3 +120,24 @@ pub(crate) fn npm_packages() -> Result<()> {
     run(command("npm").current_dir(&folder).args(["ci", "--no-audit", "--no-fund", "--loglevel=error"]))?;
     std::fs::write(&stamp, lock).context("cannot note the installed npm packages")
 }
+
+/// Makes a Python environment with the locked packages of the tests, if it is not there already; returns its
+/// interpreter.
+pub(crate) fn python_packages() -> Result<PathBuf> {
+    let requirements = repository().join("tests/python/requirements.txt");
+    let lock = std::fs::read(&requirements).context("tests/python/requirements.txt")?;
+    let folder = target().join("python");
+    let (interpreter, stamp) = (folder.join("bin/python3"), folder.join(".installed-lock"));
+    if std::fs::read(&stamp).is_ok_and(|installed| installed == lock) {
+        eprintln!("Python packages: unchanged");
+        return Ok(interpreter);
+    }
+    run(command("python3").args(["-m", "venv", "--clear"]).arg(&folder))?;
+    // Wheels only, each with its hash: nothing that a package brings is run to install it.
+    run(command(&interpreter)
+        .args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"])
+        .args(["--require-hashes", "--only-binary", ":all:", "--requirement"])
+        .arg(&requirements))?;
+    std::fs::write(&stamp, lock).context("cannot note the installed Python packages")?;
+    Ok(interpreter)
+}

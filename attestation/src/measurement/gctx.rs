@@ -28,7 +28,7 @@ impl Gctx {
         Self(seed)
     }
 
-    pub(crate) const fn finish(self) -> Measurement {
+    pub(crate) const fn finish(&self) -> Measurement {
         Measurement(self.0)
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Source: QEMU `target/i386/sev.c`, `SevHashTable`; edk2 `OvmfPkg/AmdSev/BlobVerifierLibSevHashes`.
 
-use super::gctx::PAGE;
+use super::{LaunchError, gctx::PAGE};
 use ring::digest::{Context, SHA256};
 
 // GUIDs in memory order: the first three fields little endian.
@@ -35,22 +35,53 @@ pub struct KernelHashes {
     pub command_line: [u8; 32],
 }
 
+/// SHA-256 of a file that is read piece by piece.
+#[derive(Clone)]
+pub struct FileHasher(Context);
+
+impl Default for FileHasher {
+    fn default() -> Self {
+        Self(Context::new(&SHA256))
+    }
+}
+
+impl FileHasher {
+    /// Takes the next piece.
+    pub fn update(&mut self, piece: &[u8]) {
+        self.0.update(piece);
+    }
+
+    /// The SHA-256 of all pieces.
+    #[must_use]
+    pub fn finish(self) -> [u8; 32] {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(self.0.finish().as_ref());
+        hash
+    }
+}
+
+/// SHA-256 of some bytes.
+fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut hasher = FileHasher::default();
+    hasher.update(bytes);
+    hasher.finish()
+}
+
 impl KernelHashes {
     /// Hashes files and command line; the latter without its closing NUL.
-    #[must_use]
-    pub fn of(kernel: &[u8], initrd: &[u8], command_line: &str) -> Self {
-        let hash = |parts: &[&[u8]]| {
-            let mut context = Context::new(&SHA256);
-            parts.iter().for_each(|part| context.update(part));
-            let mut hash = [0; 32];
-            hash.copy_from_slice(context.finish().as_ref());
-            hash
-        };
-        Self {
-            kernel: hash(&[kernel]),
-            initrd: hash(&[initrd]),
-            command_line: hash(&[command_line.as_bytes(), b"\0"]),
+    pub fn of(kernel: &[u8], initrd: &[u8], command_line: &str) -> Result<Self, LaunchError> {
+        Self::of_files(sha256(kernel), sha256(initrd), command_line)
+    }
+
+    /// From the SHA-256 of the files (that of nothing for no initrd), and the command line without its closing NUL.
+    pub fn of_files(kernel: [u8; 32], initrd: [u8; 32], command_line: &str) -> Result<Self, LaunchError> {
+        if let Some(position) = command_line.find('\0') {
+            return Err(LaunchError::CommandLine(position));
         }
+        let mut hasher = FileHasher::default();
+        hasher.update(command_line.as_bytes());
+        hasher.update(b"\0");
+        Ok(Self { kernel, initrd, command_line: hasher.finish() })
     }
 
     /// The page around the table, which stands at the address's offset in it. The caller has checked that it fits.

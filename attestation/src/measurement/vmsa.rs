@@ -4,52 +4,92 @@
 //! values: reset state of QEMU's x86 CPUs, with what KVM forces (EFER.SVME, CR4.MCE).
 
 use super::{LaunchError, gctx::PAGE};
-use std::str::FromStr;
+use std::{fmt, str::FromStr};
 
 /// Where the first vCPU starts.
 pub(super) const RESET_VECTOR: u32 = 0xffff_fff0;
 
-/// CPUID signature (leaf 1, EAX) of a CPU model, which stands in RDX at reset.
+/// A CPU model of QEMU with its CPUID signature (leaf 1, EAX), which stands in RDX at reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct VcpuType(u32);
+pub struct VcpuType {
+    name: &'static str,
+    signature: u32,
+}
+
+/// A CPUID signature from family, model and stepping, as CPUID packs them (AMD document 25481).
+const fn signature(family: u32, model: u32, stepping: u32) -> u32 {
+    let (extended, base) = if family > 0xf { (family - 0xf, 0xf) } else { (0, family) };
+    (extended & 0xff) << 20 | (model >> 4 & 0xf) << 16 | base << 8 | (model & 0xf) << 4 | stepping & 0xf
+}
+
+const EPYC: u32 = signature(23, 1, 2);
+const ROME: u32 = signature(23, 49, 0);
+const MILAN: u32 = signature(25, 1, 1);
+const GENOA: u32 = signature(25, 17, 0);
+const TURIN: u32 = signature(26, 0, 0);
+
+const fn of(name: &'static str, signature: u32) -> VcpuType {
+    VcpuType { name, signature }
+}
 
 impl VcpuType {
     /// QEMU's `EPYC-v4`: the model to use, since its signature depends on no host.
-    pub const EPYC_V4: Self = Self::of(23, 1, 2);
+    pub const EPYC_V4: Self = of("EPYC-v4", EPYC);
 
-    /// From family, model and stepping, as CPUID packs them (AMD document 25481).
+    /// QEMU's EPYC models with all their versions (`builtin_x86_defs` of `target/i386/cpu.c`). All versions of a
+    /// model have one signature, hence one measurement.
+    pub const ALL: &[Self] = &[
+        of("EPYC", EPYC),
+        of("EPYC-IBPB", EPYC),
+        of("EPYC-v1", EPYC),
+        of("EPYC-v2", EPYC),
+        of("EPYC-v3", EPYC),
+        Self::EPYC_V4,
+        of("EPYC-v5", EPYC),
+        of("EPYC-Rome", ROME),
+        of("EPYC-Rome-v1", ROME),
+        of("EPYC-Rome-v2", ROME),
+        of("EPYC-Rome-v3", ROME),
+        of("EPYC-Rome-v4", ROME),
+        of("EPYC-Rome-v5", ROME),
+        of("EPYC-Milan", MILAN),
+        of("EPYC-Milan-v1", MILAN),
+        of("EPYC-Milan-v2", MILAN),
+        of("EPYC-Milan-v3", MILAN),
+        of("EPYC-Genoa", GENOA),
+        of("EPYC-Genoa-v1", GENOA),
+        of("EPYC-Genoa-v2", GENOA),
+        of("EPYC-Turin", TURIN),
+        of("EPYC-Turin-v1", TURIN),
+        of("EPYC-Turin-v2", TURIN),
+    ];
+
+    /// QEMU's name.
     #[must_use]
-    pub const fn of(family: u32, model: u32, stepping: u32) -> Self {
-        let (extended, base) = if family > 0xf { (family - 0xf, 0xf) } else { (0, family) };
-        Self(
-            (extended & 0xff) << 20
-                | (model >> 4 & 0xf) << 16
-                | base << 8
-                | (model & 0xf) << 4
-                | stepping & 0xf,
-        )
+    pub const fn name(self) -> &'static str {
+        self.name
     }
 
     /// The signature.
     #[must_use]
     pub const fn signature(self) -> u32 {
-        self.0
+        self.signature
+    }
+}
+
+impl fmt::Display for VcpuType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
     }
 }
 
 impl FromStr for VcpuType {
     type Err = LaunchError;
 
-    /// From QEMU's name of the model (`builtin_x86_defs`).
+    /// From QEMU's name of the model.
     fn from_str(name: &str) -> Result<Self, LaunchError> {
-        match name {
-            "EPYC" | "EPYC-IBPB" | "EPYC-v1" | "EPYC-v2" | "EPYC-v3" | "EPYC-v4" => Ok(Self::EPYC_V4),
-            "EPYC-Rome" | "EPYC-Rome-v1" | "EPYC-Rome-v2" | "EPYC-Rome-v3" => Ok(Self::of(23, 49, 0)),
-            "EPYC-Milan" | "EPYC-Milan-v1" | "EPYC-Milan-v2" => Ok(Self::of(25, 1, 1)),
-            "EPYC-Genoa" | "EPYC-Genoa-v1" => Ok(Self::of(25, 17, 0)),
-            "EPYC-Turin" => Ok(Self::of(26, 0, 0)),
-            _ => Err(LaunchError::VcpuType(name.to_owned())),
-        }
+        let known = Self::ALL.iter().find(|model| model.name == name);
+        known.copied().ok_or_else(|| LaunchError::VcpuType(name.to_owned()))
     }
 }
 
@@ -107,7 +147,8 @@ mod tests {
         assert_eq!(VcpuType::EPYC_V4.signature(), 0x0080_0f12);
         assert_eq!("EPYC-Milan".parse::<VcpuType>().unwrap().signature(), 0x00a0_0f11);
         assert_eq!("EPYC-Rome-v2".parse::<VcpuType>().unwrap().signature(), 0x0083_0f10);
-        assert_eq!(VcpuType::of(6, 15, 3).signature(), 0x0000_06f3);
+        assert_eq!("EPYC-Turin".parse::<VcpuType>().unwrap().signature(), 0x00b0_0f00);
+        assert_eq!(signature(6, 15, 3), 0x0000_06f3);
         assert_eq!("host".parse::<VcpuType>(), Err(LaunchError::VcpuType("host".into())));
     }
 }

@@ -1,65 +1,15 @@
-//! The launch digest against a real processor's and against an independent implementation's.
+//! Known answers, and what the parser must refuse.
 
-#![allow(clippy::unwrap_used, reason = "helpers of tests")]
-
-mod common;
-
+use crate::common;
+use crate::firmware::{SECTIONS, firmware};
 use attestation::measurement::{
-    FirmwareLayout, Inputs, KernelHashes, Launch, LaunchError, Measurement, Section, SectionKind, VcpuType,
+    Firmware, FirmwareLayout, Inputs, KernelHashes, Launch, LaunchError, Measurement, Section, SectionKind,
+    VcpuType,
 };
 use proptest::prelude::*;
 use std::fs;
 
-fn guid(text: &str) -> [u8; 16] {
-    let mut guid: [u8; 16] = hex::decode(text.replace('-', "")).unwrap().try_into().unwrap();
-    guid[..4].reverse();
-    guid[4..6].reverse();
-    guid[6..8].reverse();
-    guid
-}
-
-const HASH_TABLE: &str = "7255371f-3a3b-4b04-927b-1da6efa8d454";
-const METADATA: &str = "dc886566-984a-4798-a75e-5585a7bf67cc";
-const RESET_BLOCK: &str = "00f771de-1a7e-4fcb-890e-68c77e2fb44e";
-const TABLE: &str = "96b582de-1fb2-45f7-baea-a366c55a082d";
-const SECTIONS: &[[u32; 3]] = &[
-    [0x80_0000, 0x9000, 1],
-    [0x80_d000, 0x1000, 2],
-    [0x80_e000, 0x1000, 3],
-    [0x80_f000, 0x1000, 4],
-    [0x81_1000, 0xf000, 1],
-    [0x81_0000, 0x1000, 0x10],
-];
-
-/// Three pages shaped like OVMF's end: metadata at 0x1000, GUID table 32 bytes before the end.
-fn firmware(sections: &[[u32; 3]], hash_table: Option<u32>) -> Vec<u8> {
-    let mut firmware: Vec<u8> = (0..3 * 4096_usize).map(|i| (i * 7 + i / 256) as u8).collect();
-    let mut metadata = b"ASEV".to_vec();
-    for word in
-        [16 + 12 * sections.len() as u32, 1, sections.len() as u32].iter().chain(sections.as_flattened())
-    {
-        metadata.extend(word.to_le_bytes());
-    }
-    firmware[0x1000..0x1000 + metadata.len()].copy_from_slice(&metadata);
-    let mut table = Vec::new();
-    let entry = |table: &mut Vec<u8>, words: &[u32], name: &str| {
-        words.iter().for_each(|word| table.extend(word.to_le_bytes()));
-        table.extend((words.len() as u16 * 4 + 18).to_le_bytes());
-        table.extend(guid(name));
-    };
-    if let Some(gpa) = hash_table {
-        entry(&mut table, &[gpa, 0x400], HASH_TABLE);
-    }
-    entry(&mut table, &[0x2000], METADATA);
-    entry(&mut table, &[0x80_b004], RESET_BLOCK);
-    table.extend((table.len() as u16 + 18).to_le_bytes());
-    table.extend(guid(TABLE));
-    let end = firmware.len() - 32;
-    firmware[end - table.len()..end].copy_from_slice(&table);
-    firmware
-}
-
-fn launch(firmware: &[u8]) -> Launch<'_> {
+pub(crate) fn launch(firmware: &[u8]) -> Launch<'_> {
     Launch {
         firmware,
         kernel: b"kernel",
@@ -149,17 +99,20 @@ fn agrees_with_a_real_processor() {
         kind: SectionKind::from_number(number(&section["section_type"])).unwrap(),
     });
     let inputs = Inputs {
-        firmware_digest: json["ovmf_hash"].as_str().unwrap().parse().unwrap(),
-        layout: FirmwareLayout {
-            sections: sections.collect(),
-            hash_table_gpa: number(&json["sev_hashes_table_gpa"]),
-            reset_eip: number(&json["sev_es_reset_eip"]),
+        firmware: Firmware {
+            digest: json["ovmf_hash"].as_str().unwrap().parse().unwrap(),
+            layout: Some(FirmwareLayout {
+                sections: sections.collect(),
+                hash_table_gpa: number(&json["sev_hashes_table_gpa"]),
+                reset_eip: number(&json["sev_es_reset_eip"]),
+            }),
         },
-        kernel_hashes: KernelHashes {
-            kernel: hash("kernel_hash"),
-            initrd: hash("initrd_hash"),
-            ..KernelHashes::of(b"", b"", json["base_cmdline"].as_str().unwrap())
-        },
+        kernel_hashes: KernelHashes::of_files(
+            hash("kernel_hash"),
+            hash("initrd_hash"),
+            json["base_cmdline"].as_str().unwrap(),
+        )
+        .unwrap(),
         vcpus: number(&json["vcpus"]),
         vcpu_type: json["vcpu_type"].as_str().unwrap().parse().unwrap(),
         guest_features: json["guest_features"].as_u64().unwrap(),
@@ -256,8 +209,33 @@ fn what_cannot_be_launched_is_refused() {
     assert_eq!(refused(Launch { vcpus: 0, ..base }), LaunchError::VcpuCount(0));
     assert_eq!(refused(Launch { vcpus: u32::MAX, ..base }), LaunchError::VcpuCount(u32::MAX));
     assert_eq!(refused(Launch { command_line: "a\0b", ..base }), LaunchError::CommandLine(1));
+    assert_eq!(refused(Launch { guest_features: 0x20, ..base }), LaunchError::GuestFeatures(0x20));
     assert_eq!(refused(Launch { firmware: &[], ..base }), LaunchError::FirmwareSize(0));
     assert_eq!(refused(Launch { firmware: &good[1..], ..base }), LaunchError::FirmwareSize(3 * 4096 - 1));
+}
+
+/// Firmware that only a simulation launches is refused where hardware is meant.
+#[test]
+fn firmware_without_metadata_is_for_simulations_only() {
+    let firmware = |bytes: &[u8]| Firmware::measure(bytes).unwrap().require_sev_metadata();
+    assert_eq!(firmware(&[0x90; 4096]), Err(LaunchError::NoSevMetadata));
+    assert_eq!(firmware(&crate::firmware::usual()), Ok(()));
+}
+
+/// The digests for all vCPU counts at once are those for each; there are as many as QEMU has vCPUs.
+#[test]
+fn vcpus_add_up() {
+    let firmware = crate::firmware::usual();
+    let inputs = launch(&firmware).inputs().unwrap();
+    let pages = inputs.firmware.pages(Some(&inputs.kernel_hashes)).unwrap();
+    let all: Vec<_> = pages.vcpus(VcpuType::EPYC_V4, 1).unwrap().collect();
+    assert_eq!(all.len(), 4096);
+    for vcpus in [1, 2, 3, 512, 4096] {
+        let one = Inputs { vcpus, ..inputs.clone() }.measurement().unwrap();
+        assert_eq!(one, all[vcpus as usize - 1]);
+    }
+    let distinct: std::collections::BTreeSet<_> = all.iter().collect();
+    assert_eq!(distinct.len(), all.len());
 }
 
 #[test]
