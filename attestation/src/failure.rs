@@ -36,6 +36,21 @@ impl Refusal {
         &self.failures
     }
 
+    /// With one failure.
+    pub(crate) fn of(failure: Failure) -> Self {
+        Self { failures: vec![failure] }
+    }
+
+    /// These failures and those of a verdict; the verdict itself when there are none.
+    pub(crate) fn join<T>(mut failures: Vec<Failure>, verdict: Result<T, Self>) -> Result<T, Self> {
+        match verdict {
+            Ok(value) if failures.is_empty() => return Ok(value),
+            Ok(_) => {}
+            Err(mut refusal) => failures.append(&mut refusal.failures),
+        }
+        Err(Self { failures })
+    }
+
     /// Codes of the failures, in order.
     pub fn codes(&self) -> impl Iterator<Item = &'static str> + '_ {
         self.failures.iter().map(|failure| failure.code)

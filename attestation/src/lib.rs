@@ -10,6 +10,7 @@
 
 pub mod binding;
 pub mod certificate_table;
+pub mod handshake;
 pub mod measurement;
 pub mod report;
 

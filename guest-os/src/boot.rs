@@ -5,10 +5,10 @@ use crate::clock::{self, ClockError};
 use crate::command_line::{self, CommandLine, CommandLineError, Profile};
 use crate::console::{chain, power_off, restart, say};
 use crate::devices::{self, DeviceError};
-use crate::evidence;
+use crate::evidence::{self, Provider};
 use crate::health::{Facts, Reporter};
 use crate::host::{Link, accept};
-use crate::keys::{KeyError, KeySource};
+use crate::keys::{KeyError, KeySource, Level};
 use crate::mounts::{self, MountError};
 use crate::network::{self, NetworkError};
 use crate::replica::{Replica, Sign};
@@ -17,7 +17,7 @@ use crate::supervisor::{self, Action, Policy, Supervisor};
 use crate::sysctl::{self, SysctlError};
 use crate::tsm::{self, Tsm, TsmError};
 use crate::vault::{Identity, Key};
-use attestation::EvidenceKind;
+use attestation::{Report, TrustAnchors};
 use host_guest::{GuestConfig, PORT, Phase, ToGuest, ToHost, VERSION};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
@@ -109,6 +109,7 @@ pub fn run() -> Result<Infallible, BootError> {
         phase: Phase::Booting,
         restarts: 0,
         config: None,
+        evidence: None,
         addresses: Vec::new(),
         heap: String::new(),
         error: String::new(),
@@ -153,7 +154,8 @@ fn forward_signals(events: Sender<Event>) -> io::Result<()> {
 /// Who gives reports and keys.
 struct Psp {
     keys: Box<dyn KeySource>,
-    kind: EvidenceKind,
+    /// Of the machine that makes the reports.
+    anchors: TrustAnchors,
 }
 
 #[cfg(feature = "virtual")]
@@ -166,12 +168,12 @@ fn open_psp() -> Result<Psp, OpenError> {
     // For as long as the guest runs.
     std::mem::forget(mounted);
     say("SIMULATED PSP: the evidence of this guest proves nothing");
-    Ok(Psp { keys: Box::new(crate::keys::Simulated(client)), kind: EvidenceKind::SimSnp })
+    Ok(Psp { keys: Box::new(crate::keys::Simulated(client)), anchors: simulated_psp::root::trust_anchors() })
 }
 
 #[cfg(not(feature = "virtual"))]
 fn open_psp() -> Result<Psp, OpenError> {
-    Ok(Psp { keys: Box::new(crate::keys::Hardware::open()?), kind: EvidenceKind::Snp })
+    Ok(Psp { keys: Box::new(crate::keys::Hardware::open()?), anchors: TrustAnchors::amd() })
 }
 
 struct Guest {
@@ -184,6 +186,8 @@ struct Guest {
     phase: Phase,
     restarts: u32,
     config: Option<GuestConfig>,
+    /// With a report of this guest, against which the host's certificates are checked.
+    evidence: Option<(Arc<Provider>, Report)>,
     addresses: Vec<String>,
     heap: String,
     error: String,
@@ -193,13 +197,18 @@ impl Guest {
     /// Everything that the replica needs.
     fn open(&mut self) -> Result<Replica, OpenError> {
         self.link.send(&ToHost::Hello { version: VERSION });
-        let Psp { mut keys, kind } = open_psp()?;
-        let tsm = Arc::new(Tsm::at(tsm::DIRECTORY));
+        let Psp { mut keys, anchors } = open_psp()?;
+        let tsm = Tsm::at(tsm::DIRECTORY);
         let report = tsm.quote(&clock::random()?)?.report;
+        let provider = Arc::new(Provider::new(tsm, anchors));
+        self.evidence = Some((provider.clone(), report.clone()));
         let us = Identity {
             measurement: report.measurement().0,
             chip_id: report.chip_id(),
-            tcb_version: u64::from_le_bytes(report.committed_tcb().encode()),
+            level: Level {
+                tcb_version: u64::from_le_bytes(report.committed_tcb().encode()),
+                guest_svn: report.guest_svn(),
+            },
         };
         say(format_args!("measurement {}", hex::encode(us.measurement)));
 
@@ -213,7 +222,7 @@ impl Guest {
         let mapping = if nvram.write_combining { "write-combining" } else { "uncached" };
         self.heap = format!("bar, {} MiB, {mapping}", nvram.size >> 20);
         say(format_args!("network on {interface}, heap on {}", self.heap));
-        evidence::serve(tsm, kind).map_err(OpenError::Evidence)?;
+        evidence::serve(provider).map_err(OpenError::Evidence)?;
         Ok(Replica { secret, nvram, port, profile: self.command_line.profile })
     }
 
@@ -371,10 +380,23 @@ impl Guest {
         }
     }
 
-    /// Events that change nothing but are worth a line.
+    /// Events that do not change the course of things.
     fn note(&mut self, event: &Event) {
-        if let Event::HostFailed(error) = event {
-            self.fail(format!("the host's messages are ignored until it connects anew: {}", chain(error)));
+        match event {
+            Event::HostFailed(error) => {
+                self.fail(format!(
+                    "the host's messages are ignored until it connects anew: {}",
+                    chain(error)
+                ));
+            }
+            Event::Host(ToGuest::Certificates { table }) => {
+                let Some((provider, report)) = &self.evidence else { return };
+                match provider.supply(table, report.as_bytes()) {
+                    Ok(()) => say("the host's certificates endorse this machine"),
+                    Err(error) => self.fail(chain(&error)),
+                }
+            }
+            _ => {}
         }
     }
 

@@ -5,19 +5,31 @@ use crate::vault::Key;
 use std::fs::{File, OpenOptions};
 use zeroize::Zeroizing;
 
-/// Properties of the guest that are mixed into the key (GUEST_FIELD_SELECT): policy, measurement, TCB version.
-/// Another guest, a debug policy or older firmware gets another key.
-const FIELDS: u64 = 1 << 0 | 1 << 3 | 1 << 5;
+/// Properties of the guest that are mixed into the key (GUEST_FIELD_SELECT), which are all that every firmware knows:
+/// policy, image id, family id, measurement, guest SVN, TCB version. Another guest, a debug policy, another ID block or
+/// other firmware gets another key. (Bit 6, LAUNCH_MIT_VECTOR, needs a request of version 2, which Linux 6.12 does not
+/// pass on.)
+const FIELDS: u64 = 0x3f;
 /// The device of the kernel's driver.
 const DEVICE: &str = "/dev/sev-guest";
 
-/// Gives the key that this guest on this chip has at a TCB version.
+/// The versions for which a key is derived. They are stored beside what is sealed, never taken from the present: newer
+/// firmware or a newer ID block must still be able to derive the older key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Level {
+    /// TCB version (64 bits, the report's encoding), no part of it above the committed one.
+    pub tcb_version: u64,
+    /// Security version of the guest, at most that of its ID block.
+    pub guest_svn: u32,
+}
+
+/// Gives the key that this guest on this chip has at a level.
 pub trait KeySource: Send {
     /// Kind of source. Mixed into what is derived from its keys, so that kinds cannot be taken for one another.
     fn label(&self) -> &'static str;
 
-    /// The key for this TCB version (64 bits, the report's encoding), at most the committed one.
-    fn derive(&mut self, tcb_version: u64) -> Result<Key, KeyError>;
+    /// The key for this level.
+    fn derive(&mut self, level: Level) -> Result<Key, KeyError>;
 }
 
 /// No key could be derived.
@@ -38,12 +50,14 @@ pub enum KeyError {
     },
     /// The firmware refused.
     #[error(
-        "the PSP refused a key for TCB version 0x{tcb_version:016x} with status 0x{status:x}; \
-         0x16 or 0x27: the machine's firmware is older than the one before, update it"
+        "the PSP refused a key for TCB version 0x{:016x} and guest SVN {} with status 0x{status:x}; 0x16 or 0x27: \
+         the machine's firmware or the guest's ID block is older than the one before, update it",
+        level.tcb_version,
+        level.guest_svn
     )]
     Refused {
-        /// TCB version asked for.
-        tcb_version: u64,
+        /// Level asked for.
+        level: Level,
         /// Status word of MSG_KEY_RSP.
         status: u32,
     },
@@ -72,50 +86,51 @@ impl KeySource for Hardware {
         "SEV-SNP"
     }
 
-    fn derive(&mut self, tcb_version: u64) -> Result<Key, KeyError> {
+    fn derive(&mut self, level: Level) -> Result<Key, KeyError> {
         let mut response = Zeroizing::new([0; 64]);
-        sys::derived_key(&self.device, &encode_request(tcb_version), &mut response)
+        sys::derived_key(&self.device, &encode_request(level), &mut response)
             .map_err(|(errno, exit_info_2)| KeyError::Ioctl { errno, exit_info_2 })?;
-        decode_response(&response, tcb_version)
+        decode_response(&response, level)
     }
 }
 
 /// `struct snp_derived_key_req`: root_key_select u32 (0: VCEK), reserved u32, guest_field_select u64, vmpl u32,
 /// guest_svn u32, tcb_version u64.
-fn encode_request(tcb_version: u64) -> [u8; 32] {
+fn encode_request(level: Level) -> [u8; 32] {
     let mut request = [0; 32];
     request[8..16].copy_from_slice(&FIELDS.to_le_bytes());
-    request[24..].copy_from_slice(&tcb_version.to_le_bytes());
+    request[20..24].copy_from_slice(&level.guest_svn.to_le_bytes());
+    request[24..].copy_from_slice(&level.tcb_version.to_le_bytes());
     request
 }
 
 /// MSG_KEY_RSP: status u32, 28 reserved bytes, key of 32 bytes.
-fn decode_response(response: &[u8; 64], tcb_version: u64) -> Result<Key, KeyError> {
+fn decode_response(response: &[u8; 64], level: Level) -> Result<Key, KeyError> {
     let (head, key) = response.split_at(32);
     let status = head.first_chunk().map_or(u32::MAX, |bytes| u32::from_le_bytes(*bytes));
     let mut copy = Zeroizing::new([0; 32]);
     copy.copy_from_slice(key);
-    if status == 0 { Ok(copy) } else { Err(KeyError::Refused { tcb_version, status }) }
+    if status == 0 { Ok(copy) } else { Err(KeyError::Refused { level, status }) }
 }
 
 /// The simulated PSP, over its port.
 #[cfg(feature = "virtual")]
-pub struct Simulated(pub std::sync::Arc<std::sync::Mutex<simulated_psp::guest::Client<File>>>);
+pub struct Simulated<S>(pub std::sync::Arc<std::sync::Mutex<simulated_psp::guest::Client<S>>>);
 
 #[cfg(feature = "virtual")]
-impl KeySource for Simulated {
+impl<S: std::io::Read + std::io::Write + Send> KeySource for Simulated<S> {
     fn label(&self) -> &'static str {
         "SIMULATED, not SEV-SNP"
     }
 
-    fn derive(&mut self, tcb_version: u64) -> Result<Key, KeyError> {
+    fn derive(&mut self, level: Level) -> Result<Key, KeyError> {
         use simulated_psp::protocol::{FieldSelect, KeyRequest, KeyRoot};
         let request = KeyRequest {
             root: KeyRoot::Vcek,
             fields: FieldSelect(FIELDS),
             vmpl: 0,
-            guest_svn: 0,
-            tcb_version,
+            guest_svn: level.guest_svn,
+            tcb_version: level.tcb_version,
         };
         let mut client = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         Ok(Zeroizing::new(client.derived_key(request)?))
@@ -134,24 +149,28 @@ mod tests {
         let expected = [
             0, 0, 0, 0,                                      // root key: VCEK
             0, 0, 0, 0,                                      // reserved
-            0x29, 0, 0, 0, 0, 0, 0, 0,                       // policy, measurement, TCB version
+            0x3f, 0, 0, 0, 0, 0, 0, 0,                       // policy, image, family, measurement, SVN, TCB version
             0, 0, 0, 0,                                      // VMPL 0
-            0, 0, 0, 0,                                      // guest SVN
+            7, 0, 0, 0,                                      // guest SVN
             0x04, 0, 0, 0, 0, 0, 0x18, 0xd5,                 // TCB version
         ];
-        assert_eq!(encode_request(0xd518_0000_0000_0004), expected);
+        assert_eq!(encode_request(Level { tcb_version: 0xd518_0000_0000_0004, guest_svn: 7 }), expected);
     }
 
     #[test]
     fn the_response_is_a_key_only_with_status_zero() {
+        let level = Level { tcb_version: 5, guest_svn: 0 };
         let mut response = [0xee; 64];
         response[..4].fill(0);
         response[32..].copy_from_slice(&std::array::from_fn::<u8, 32, _>(|i| i as u8));
-        assert_eq!(*decode_response(&response, 0).unwrap(), std::array::from_fn::<u8, 32, _>(|i| i as u8));
+        assert_eq!(
+            *decode_response(&response, level).unwrap(),
+            std::array::from_fn::<u8, 32, _>(|i| i as u8)
+        );
         response[0] = 0x16;
         assert!(matches!(
-            decode_response(&response, 5),
-            Err(KeyError::Refused { tcb_version: 5, status: 0x16 })
+            decode_response(&response, level),
+            Err(KeyError::Refused { level: refused, status: 0x16 }) if refused == level
         ));
     }
 }

@@ -37,7 +37,7 @@ pub enum StorageError {
 pub enum Origin {
     /// Read.
     Opened,
-    /// Read, and written again because a copy was damaged or old or the TCB version changed.
+    /// Read, and written again because a copy was damaged or old or the TCB version or guest SVN changed.
     Renewed,
     /// The disk was empty: made.
     Created,
@@ -48,7 +48,7 @@ pub fn secret(disk: &File, us: &Identity, keys: &mut dyn KeySource) -> Result<(K
     let label = keys.label();
     let mut region = Box::new([0; REGION]);
     disk.read_exact_at(&mut *region, 0).map_err(|source| StorageError::Disk { step: "reading", source })?;
-    match vault::open(&region, us, label, |tcb| keys.derive(tcb))? {
+    match vault::open(&region, us, label, |level| keys.derive(level))? {
         Found::Blank => {
             let content = Content { secret: Zeroizing::new(clock::random()?), created: clock::now() };
             write(disk, &content, 1, SLOT_OFFSETS, us, keys)?;
@@ -75,7 +75,7 @@ fn write(
 ) -> Result<(), StorageError> {
     let label = keys.label();
     for offset in order {
-        let slot = vault::seal(content, sequence, us, label, &clock::random()?, |tcb| keys.derive(tcb))?;
+        let slot = vault::seal(content, sequence, us, label, &clock::random()?, |level| keys.derive(level))?;
         disk.write_all_at(&slot, offset as u64)
             .and_then(|()| disk.sync_data())
             .map_err(|source| StorageError::Disk { step: "writing", source })?;
@@ -86,6 +86,7 @@ fn write(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Level;
 
     struct Fixed(u8);
 
@@ -93,13 +94,13 @@ mod tests {
         fn label(&self) -> &'static str {
             "test"
         }
-        fn derive(&mut self, tcb_version: u64) -> Result<Key, KeyError> {
-            Ok(Zeroizing::new([self.0 ^ tcb_version as u8; 32]))
+        fn derive(&mut self, level: Level) -> Result<Key, KeyError> {
+            Ok(Zeroizing::new([self.0 ^ level.tcb_version as u8; 32]))
         }
     }
 
     fn us() -> Identity {
-        Identity { measurement: [1; 48], chip_id: [2; 64], tcb_version: 4 }
+        Identity { measurement: [1; 48], chip_id: [2; 64], level: Level { tcb_version: 4, guest_svn: 0 } }
     }
 
     fn disk() -> File {
@@ -142,7 +143,7 @@ mod tests {
             );
             assert_eq!(super::secret(&disk, &us(), &mut Fixed(1)).unwrap(), (secret.clone(), Origin::Opened));
         }
-        let updated = Identity { tcb_version: 5, ..us() };
+        let updated = Identity { level: Level { tcb_version: 5, guest_svn: 0 }, ..us() };
         assert_eq!(super::secret(&disk, &updated, &mut Fixed(1)).unwrap(), (secret.clone(), Origin::Renewed));
         assert_eq!(super::secret(&disk, &updated, &mut Fixed(1)).unwrap(), (secret, Origin::Opened));
     }

@@ -5,8 +5,8 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | magic `RDBVAULT` |
-//! | 8..12 | format version, 1 |
-//! | 12..16 | zero |
+//! | 8..12 | format version, 2 |
+//! | 12..16 | guest SVN that the key was derived with |
 //! | 16..24 | sequence number; the higher valid slot counts |
 //! | 24..32 | TCB version that the key was derived with |
 //! | 32..80 | measurement of the guest that sealed it |
@@ -15,16 +15,18 @@
 //! | 144..156 | nonce |
 //! | 156..220 | AES-256-GCM of the content (48 bytes) and tag (16 bytes); bytes 0..156 are associated data |
 //!
-//! Content: content version (u32, 1), zero (u32), secret (32 bytes), creation time (u64, seconds since 1970).
+//! Content: content version (u32, 2), zero (u32), secret (32 bytes), creation time (u64, seconds since 1970).
 //! HOST_DATA takes no part: a change of the guest's configuration must not lose the secret.
-//! The key is HKDF-SHA256(salt, derived key of the PSP, label). The PSP mixes policy, measurement and TCB version
-//! into the derived key, so another guest or another machine cannot open the vault.
+//! The key is HKDF-SHA256(salt, derived key of the PSP, label); the label names this use and the kind of PSP, and any
+//! further use of the derived key has to have another one. The PSP mixes policy, ids of the ID block, measurement, guest
+//! SVN and TCB version into the derived key, so another guest or another machine cannot open the vault.
 //!
 //! What the host can do: destroy it, or put back an older one (same secret) or zeros (a new secret is made, and
 //! everything sealed under the old one cannot be read). What it cannot do is read it or make one that opens, unless
 //! it broke a TCB version at or below the committed one: measurement and TCB version stand in clear for the words of
 //! an error only, the key decides.
 
+use crate::keys::Level;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::{digest, hkdf};
 use zeroize::Zeroizing;
@@ -37,7 +39,7 @@ pub const SLOT: usize = 4096;
 pub const SLOT_OFFSETS: [usize; 2] = [0, REGION / 2];
 
 const MAGIC: &[u8; 8] = b"RDBVAULT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 156;
 const CONTENT: usize = 48;
 const SEALED: usize = CONTENT + 16;
@@ -52,8 +54,8 @@ pub struct Identity {
     pub measurement: [u8; 48],
     /// Chip id of this machine.
     pub chip_id: [u8; 64],
-    /// Committed TCB version of this machine: what a new vault is sealed with.
-    pub tcb_version: u64,
+    /// Committed TCB version of this machine and SVN of this guest: what a new vault is sealed with.
+    pub level: Level,
 }
 
 /// What the vault holds.
@@ -85,8 +87,8 @@ pub enum Found {
         sequence: u64,
         /// Which slot held it.
         slot: usize,
-        /// Both slots must be written again: the other one is damaged or older, or the TCB version is not the
-        /// committed one any more.
+        /// Both slots must be written again: the other one is damaged or older, or the level is not the present one any
+        /// more.
         outdated: bool,
     },
 }
@@ -122,20 +124,20 @@ pub enum VaultError<E: std::error::Error + 'static> {
 
 struct Header {
     sequence: u64,
-    tcb_version: u64,
+    level: Level,
     measurement: [u8; 48],
     chip: [u8; 32],
     salt: [u8; 32],
     nonce: [u8; 12],
 }
 
-/// Looks at the vault's region of the disk. `derive` gives the PSP's derived key for a TCB version; `label` says
+/// Looks at the vault's region of the disk. `derive` gives the PSP's derived key for a level; `label` says
 /// which kind of key source that is, so that a simulated key never opens what a real one sealed.
 pub fn open<E: std::error::Error>(
     region: &[u8; REGION],
     us: &Identity,
     label: &str,
-    mut derive: impl FnMut(u64) -> Result<Key, E>,
+    mut derive: impl FnMut(Level) -> Result<Key, E>,
 ) -> Result<Found, VaultError<E>> {
     if region.iter().all(|&byte| byte == 0) {
         return Ok(Found::Blank);
@@ -153,7 +155,7 @@ pub fn open<E: std::error::Error>(
     let Some(sequence) = opened.iter().map(|(.., header)| header.sequence).max() else {
         return Err(first_error.unwrap_or(VaultError::Damaged));
     };
-    let current = |header: &Header| header.sequence == sequence && header.tcb_version == us.tcb_version;
+    let current = |header: &Header| header.sequence == sequence && header.level == us.level;
     let outdated = opened.len() < SLOT_OFFSETS.len() || !opened.iter().all(|(.., header)| current(header));
     opened
         .into_iter()
@@ -166,7 +168,7 @@ fn open_slot<E: std::error::Error>(
     slot: &[u8],
     us: &Identity,
     label: &str,
-    derive: &mut impl FnMut(u64) -> Result<Key, E>,
+    derive: &mut impl FnMut(Level) -> Result<Key, E>,
 ) -> Result<(Content, Header), VaultError<E>> {
     let header = decode(slot)?;
     // What stands in clear only chooses the words of the error; a lie there cannot open anything.
@@ -177,9 +179,9 @@ fn open_slot<E: std::error::Error>(
     } else {
         VaultError::Damaged
     };
-    let key = match derive(header.tcb_version) {
+    let key = match derive(header.level) {
         Ok(key) => sealing_key(&key, &header.salt, label).ok_or(VaultError::Seal)?,
-        // The PSP refuses a TCB version above the committed one, which another machine may well have.
+        // The PSP refuses a level above the present one, which another machine or guest may well have.
         Err(_) if !matches!(failed, VaultError::Damaged) => return Err(failed),
         Err(error) => return Err(VaultError::Key(error)),
     };
@@ -210,7 +212,10 @@ fn decode<E: std::error::Error>(slot: &[u8]) -> Result<Header, VaultError<E>> {
         let version = u32::from_le_bytes(field(slot, 8)?);
         let header = Header {
             sequence: u64::from_le_bytes(field(slot, 16)?),
-            tcb_version: u64::from_le_bytes(field(slot, 24)?),
+            level: Level {
+                tcb_version: u64::from_le_bytes(field(slot, 24)?),
+                guest_svn: u32::from_le_bytes(field(slot, 12)?),
+            },
             measurement: field(slot, 32)?,
             chip: field(slot, 80)?,
             salt: field(slot, 112)?,
@@ -232,15 +237,15 @@ pub fn seal<E: std::error::Error>(
     us: &Identity,
     label: &str,
     fresh: &[u8; 44],
-    derive: impl FnOnce(u64) -> Result<Key, E>,
+    derive: impl FnOnce(Level) -> Result<Key, E>,
 ) -> Result<Vec<u8>, VaultError<E>> {
     let (salt, nonce) = fresh.split_at(32);
     let mut slot = Vec::with_capacity(SLOT);
     slot.extend(MAGIC);
     slot.extend(VERSION.to_le_bytes());
-    slot.extend([0; 4]);
+    slot.extend(us.level.guest_svn.to_le_bytes());
     slot.extend(sequence.to_le_bytes());
-    slot.extend(us.tcb_version.to_le_bytes());
+    slot.extend(us.level.tcb_version.to_le_bytes());
     slot.extend(us.measurement);
     slot.extend(chip_hash(us));
     slot.extend(salt);
@@ -251,7 +256,7 @@ pub fn seal<E: std::error::Error>(
     sealed.extend([0; 4]);
     sealed.extend(*content.secret);
     sealed.extend(content.created.to_le_bytes());
-    let key = derive(us.tcb_version).map_err(VaultError::Key)?;
+    let key = derive(us.level).map_err(VaultError::Key)?;
     let key = sealing_key(&key, salt, label).ok_or(VaultError::Seal)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| VaultError::Seal)?;
     key.seal_in_place_append_tag(nonce, Aad::from(&slot), &mut *sealed).map_err(|_| VaultError::Seal)?;
@@ -268,7 +273,7 @@ fn chip_hash(us: &Identity) -> [u8; 32] {
 
 fn sealing_key(derived: &Key, salt: &[u8], label: &str) -> Option<LessSafeKey> {
     let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&**derived);
-    let info = [b"redoubt vault 1 ", label.as_bytes()];
+    let info = [b"redoubt vault 2 ", label.as_bytes()];
     Some(LessSafeKey::new(UnboundKey::from(extracted.expand(&info, &AES_256_GCM).ok()?)))
 }
 
@@ -279,17 +284,21 @@ mod tests {
     use std::convert::Infallible;
 
     fn us() -> Identity {
-        Identity { measurement: [1; 48], chip_id: [2; 64], tcb_version: 7 }
+        Identity { measurement: [1; 48], chip_id: [2; 64], level: Level { tcb_version: 7, guest_svn: 0 } }
     }
 
     fn content() -> Content {
         Content { secret: Zeroizing::new([9; 32]), created: 1_800_000_000 }
     }
 
-    /// A PSP: its key depends on who asks and on the TCB version.
-    fn psp(who: &Identity) -> impl Fn(u64) -> Result<Key, Infallible> {
+    /// A PSP: its key depends on who asks and on the level.
+    fn psp(who: &Identity) -> impl Fn(Level) -> Result<Key, Infallible> {
         let base = who.measurement[0] ^ who.chip_id[0].rotate_left(4);
-        move |tcb| Ok(Zeroizing::new([base ^ (tcb as u8).rotate_left(2); 32]))
+        move |level| {
+            let mut key = [base ^ (level.tcb_version as u8).rotate_left(2); 32];
+            key[0] = level.guest_svn as u8;
+            Ok(Zeroizing::new(key))
+        }
     }
 
     fn sealed(sequence: u64, who: &Identity) -> Vec<u8> {
@@ -338,11 +347,12 @@ mod tests {
     }
 
     #[test]
-    fn an_older_tcb_version_opens_and_asks_to_be_sealed_anew() {
+    fn an_older_level_opens_and_asks_to_be_sealed_anew() {
         let slot = sealed(1, &us());
-        let updated = Identity { tcb_version: 8, ..us() };
-        let found = open_as(&updated, &region([&slot, &slot])).unwrap();
-        assert!(matches!(found, Found::Opened { outdated: true, sequence: 1, .. }));
+        for level in [Level { tcb_version: 8, guest_svn: 0 }, Level { tcb_version: 7, guest_svn: 1 }] {
+            let found = open_as(&Identity { level, ..us() }, &region([&slot, &slot])).unwrap();
+            assert!(matches!(found, Found::Opened { outdated: true, sequence: 1, .. }));
+        }
     }
 
     #[test]
@@ -363,7 +373,7 @@ mod tests {
     fn a_refused_key_is_reported_unless_the_vault_is_anothers() {
         let slot = sealed(1, &us());
         let region = region([&slot, &slot]);
-        let refuse = |_| Err(std::io::Error::other("refused"));
+        let refuse = |_: Level| Err(std::io::Error::other("refused"));
         assert!(matches!(open(&region, &us(), "test", refuse), Err(VaultError::Key(_))));
         let machine = Identity { chip_id: [5; 64], ..us() };
         assert!(matches!(open(&region, &machine, "test", refuse), Err(VaultError::SealedToAnother { .. })));
@@ -379,8 +389,8 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let mut slot = sealed(1, &us());
-        slot[8] = 2;
-        assert_eq!(open_as(&us(), &region([&slot, &[]])), Err(VaultError::Version(2)));
+        slot[8] = 3;
+        assert_eq!(open_as(&us(), &region([&slot, &[]])), Err(VaultError::Version(3)));
     }
 
     proptest! {

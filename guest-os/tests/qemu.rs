@@ -188,7 +188,7 @@ impl Guest {
     }
 
     fn greet(&self) {
-        while !matches!(self.message(), ToHost::Hello { version: 1 }) {}
+        while !matches!(self.message(), ToHost::Hello { version: host_guest::VERSION }) {}
     }
 
     fn configure(&mut self, json: &str) {

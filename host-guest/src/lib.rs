@@ -13,7 +13,7 @@ use std::io::{self, Read, Write};
 /// Name of the virtio-serial port (`/sys/class/virtio-ports/*/name`).
 pub const PORT: &str = "redoubt.host";
 /// Version of this protocol; [`ToHost::Hello`] carries it.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 /// Longest frame body, in bytes.
 pub const MAX_FRAME: usize = 256 * 1024;
 
@@ -81,6 +81,12 @@ pub enum ToGuest {
     Config {
         /// JSON of [`GuestConfig`]; kept as text so that the hash is over exactly these bytes.
         json: String,
+    },
+    /// The certificates that endorse the reports of this machine. QEMU has no way to put them beside a report, so they
+    /// come from here; the guest checks them against its own report and hands them on, and every verifier checks them.
+    Certificates {
+        /// Certificate table as of an extended guest request (GHCB specification, section 4.1.8.1), base64.
+        table: String,
     },
     /// Power off cleanly: stop the replica, sync, power off.
     PowerOff,

@@ -5,7 +5,7 @@
 
 use crate::attest::{Expectations, Pin, chain, fetch_and_verify};
 use crate::check::{CheckError, Checked, Options, check};
-use crate::guest::{Guest, Report, Reporter, Reports, SpawnError, channels};
+use crate::guest::{Guest, Report, Reporter, Reports, SpawnError, Welcome, channels};
 use crate::http::{Shared, router};
 use crate::launch::Launch;
 use crate::machine::{Effect, Event, Machine, State, Time};
@@ -422,7 +422,7 @@ impl Agent {
             &launch,
             ends,
             &node.console_log(),
-            checked.config.clone(),
+            Welcome { config: checked.config.clone(), certificates: connected.certificates },
             self.number,
             &self.reports,
         )?;

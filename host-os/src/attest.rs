@@ -1,17 +1,18 @@
-//! The verifier's side of attestation: fetch evidence from a guest with a fresh nonce, and verify it for the very
-//! TLS connection over which it came.
+//! The verifier's side of attestation, in its two ways: fetch evidence from a guest with a fresh nonce and verify it for
+//! the very TLS connection over which it came, or verify the evidence in the guest's TLS certificate within the handshake.
 
 use crate::http::{GetError, get_once};
-use crate::tls::{KeyHash, client_config, public_key};
+use crate::tls::{Attesting, Judge, KeyHash, Pinned, client_config, public_key};
 use attestation::{Evidence, Measurement, Policy, Refusal, TrustAnchors, Verified};
 use release::Profile;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
 use sha2::{Digest, Sha256};
 use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// Longest evidence that is read, in bytes. Report and certificates have about 8 KiB.
 pub const MAX_EVIDENCE: usize = 64 * 1024;
@@ -21,12 +22,23 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What a verifier insists on.
 #[derive(Debug, Clone)]
 pub struct Expectations {
-    /// Measurements of which the guest must have one.
-    pub measurements: Vec<Measurement>,
-    /// Hash of the guest's configuration; `None` accepts any.
-    pub host_data: Option<[u8; 32]>,
+    /// Everything but REPORT_DATA, which follows from nonce, time and TLS key of each connection.
+    pub policy: Policy,
     /// The roots that are believed.
     pub anchors: TrustAnchors,
+}
+
+impl Expectations {
+    /// The strict policy for a guest with one of these measurements and this hash of its configuration.
+    pub fn of_guest(
+        measurements: impl IntoIterator<Item = Measurement>,
+        host_data: [u8; 32],
+        anchors: TrustAnchors,
+    ) -> Self {
+        let mut policy = Policy::new(measurements, [0; 64]);
+        policy.host_data = Some(host_data);
+        Self { policy, anchors }
+    }
 }
 
 /// The roots that a verifier believes for nodes of this kind; `None` where this build knows none.
@@ -109,6 +121,8 @@ pub struct Fetched {
     pub nonce: [u8; 32],
     /// SubjectPublicKeyInfo (DER) of the TLS connection.
     pub tls_key: Vec<u8>,
+    /// The certificate that the server showed in its handshake, DER.
+    pub certificate: Vec<u8>,
 }
 
 /// What verified evidence proved about one TLS key.
@@ -139,7 +153,7 @@ impl std::fmt::Debug for Pin {
 
 impl Pin {
     pub(crate) fn of(key_hash: KeyHash) -> Result<Self, rustls::Error> {
-        Ok(Self { key_hash, connector: TlsConnector::from(client_config(Some(key_hash))?) })
+        Ok(Self { key_hash, connector: TlsConnector::from(client_config(Arc::new(Pinned(Some(key_hash))))?) })
     }
 
     /// SHA-256 of the key.
@@ -162,7 +176,7 @@ impl PinnedConnector<'_> {
         &self,
         address: std::net::IpAddr,
         stream: TcpStream,
-    ) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    ) -> std::io::Result<TlsStream<TcpStream>> {
         self.0.connect(ServerName::IpAddress(address.into()), stream).await
     }
 }
@@ -186,29 +200,61 @@ async fn fetch_without_limit(address: SocketAddr) -> Result<Fetched, FetchError>
     let mut nonce = [0; 32];
     SystemRandom::new().fill(&mut nonce).map_err(|_| FetchError::Nonce)?;
     let tls = |error: &dyn std::fmt::Display| FetchError::Tls { address, reason: error.to_string() };
-    let connector = TlsConnector::from(client_config(None).map_err(|error| tls(&error))?);
-    let stream =
-        TcpStream::connect(address).await.map_err(|source| FetchError::Connect { address, source })?;
-    let name = ServerName::IpAddress(address.ip().into());
-    let stream = connector.connect(name, stream).await.map_err(|error| tls(&error))?;
+    let stream = connect_judged(address, Arc::new(Pinned(None))).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let tls_key = public_key(certificate.ok_or_else(|| tls(&"it shows no certificate"))?)
-        .map_err(|error| tls(&error))?;
+    let certificate = certificate.ok_or_else(|| tls(&"it shows no certificate"))?.clone();
+    let tls_key = public_key(&certificate).map_err(|error| tls(&error))?;
     let path = format!("/evidence?nonce={}", hex::encode(nonce));
     let body = get_once(stream, &address.to_string(), &path, MAX_EVIDENCE)
         .await
         .map_err(|source| FetchError::Evidence { address, source })?;
     let Answer { evidence } =
         serde_json::from_slice(&body).map_err(|source| FetchError::Malformed { address, source })?;
-    Ok(Fetched { evidence, nonce, tls_key })
+    Ok(Fetched { evidence, nonce, tls_key, certificate: certificate.to_vec() })
+}
+
+async fn connect_judged(
+    address: SocketAddr,
+    judge: Arc<dyn Judge>,
+) -> Result<TlsStream<TcpStream>, FetchError> {
+    let tls = |error: &dyn std::fmt::Display| FetchError::Tls { address, reason: error.to_string() };
+    let connector = TlsConnector::from(client_config(judge).map_err(|error| tls(&error))?);
+    let stream =
+        TcpStream::connect(address).await.map_err(|source| FetchError::Connect { address, source })?;
+    let name = ServerName::IpAddress(address.ip().into());
+    connector.connect(name, stream).await.map_err(|error| tls(&error))
+}
+
+/// Opens TLS to a guest whose certificate carries evidence of at most `max_age_s` that is verified within the handshake
+/// (RA-TLS): nothing is sent to a server that did not prove what it is.
+pub async fn connect(
+    address: SocketAddr,
+    expected: &Expectations,
+    max_age_s: u64,
+) -> Result<(TlsStream<TcpStream>, Verified), AttestError> {
+    let attesting = Arc::new(Attesting {
+        expected: expected.clone(),
+        now_unix_s: unix_time(),
+        max_age_s,
+        verdict: Mutex::default(),
+    });
+    let connected = tokio::time::timeout(PATIENCE, connect_judged(address, attesting.clone())).await;
+    match (connected, attesting.verdict.lock().unwrap_or_else(PoisonError::into_inner).take()) {
+        (Err(_), _) => Err(FetchError::Timeout { address }.into()),
+        (Ok(_), Some(Err(refusal))) => Err(refusal.into()),
+        (Ok(Ok(stream)), Some(Ok(verified))) => Ok((stream, verified)),
+        (Ok(Err(error)), _) => Err(error.into()),
+        (Ok(Ok(_)), None) => {
+            Err(FetchError::Tls { address, reason: "it showed no certificate".into() }.into())
+        }
+    }
 }
 
 /// Verifies evidence for this nonce and TLS key. No I/O.
 pub fn verify(fetched: &Fetched, expected: &Expectations, now_unix_s: u64) -> Result<Verified, Refusal> {
     let kind = expected.anchors.kind();
     let report_data = attestation::binding::report_data(kind, &fetched.nonce, &fetched.tls_key);
-    let mut policy = Policy::new(expected.measurements.iter().copied(), report_data);
-    policy.host_data = expected.host_data;
+    let policy = Policy { report_data, ..expected.policy.clone() };
     attestation::verify(&fetched.evidence, &policy, &expected.anchors, now_unix_s)
 }
 
@@ -247,35 +293,38 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 mod tests {
     use super::*;
     use crate::tls::testing::Server;
-    use attestation::EvidenceKind;
+    use attestation::binding::{Binding, Freshness, Role};
+    use attestation::{EvidenceKind, handshake};
     use simulated_psp::chip::{Chip, LaunchContext};
     use simulated_psp::protocol::{Bytes, Request, Response};
 
     const MEASUREMENT: Measurement = Measurement([3; 48]);
     const HOST_DATA: [u8; 32] = [4; 32];
 
-    /// A server that gives evidence of a simulated chip for `REPORT_DATA` as `bind` makes it of nonce and key.
-    async fn guest(bind: impl Fn([u8; 32], &[u8]) -> [u8; 64] + Send + 'static) -> SocketAddr {
+    fn psp() -> impl Fn(&[u8; 64]) -> Evidence + Send + 'static {
         let dir = tempfile::tempdir().unwrap();
         let chip = Chip::open_or_create(dir.path()).unwrap();
         let psp = chip.launch(LaunchContext::new(MEASUREMENT, HOST_DATA)).unwrap();
+        move |report_data| {
+            let request = Request::Report { report_data: Bytes(*report_data), vmpl: 0 };
+            let Response::Report { report, certificates } = psp.handle(&request) else { panic!("refused") };
+            Evidence::from_tsm(EvidenceKind::SimSnp, report.0.to_vec(), &certificates.0).unwrap()
+        }
+    }
+
+    /// A server that gives evidence of a simulated chip for `REPORT_DATA` as `bind` makes it of nonce and key.
+    async fn guest(bind: impl Fn([u8; 32], &[u8]) -> [u8; 64] + Send + 'static) -> SocketAddr {
+        let psp = psp();
         let answer = move |head: &str, tls_key: &[u8]| {
             let path = "GET /evidence?nonce=";
             assert!(head.starts_with(path), "{head}");
             let mut nonce = [0; 32];
             hex::decode_to_slice(&head[path.len()..path.len() + 64], &mut nonce).unwrap();
-            let report_data = Bytes(bind(nonce, tls_key));
-            let Response::Report { report, certificates } =
-                psp.handle(&Request::Report { report_data, vmpl: 0 })
-            else {
-                panic!("refused")
-            };
-            let evidence =
-                Evidence::from_tsm(EvidenceKind::SimSnp, report.0.to_vec(), &certificates.0).unwrap();
+            let evidence = psp(&bind(nonce, tls_key));
             let body = format!("{{\"evidence\":{}}}", evidence.to_json().unwrap());
             format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
         };
-        Server::start_with(answer).await.address
+        Server::start_with(Box::new(|_| None), answer).await.address
     }
 
     fn bound(nonce: [u8; 32], tls_key: &[u8]) -> [u8; 64] {
@@ -284,7 +333,7 @@ mod tests {
 
     fn expected() -> Expectations {
         let anchors = anchors(Profile::Virtual).unwrap();
-        Expectations { measurements: vec![MEASUREMENT], host_data: Some(HOST_DATA), anchors }
+        Expectations::of_guest([MEASUREMENT], HOST_DATA, anchors)
     }
 
     async fn codes(address: SocketAddr, expected: &Expectations) -> Vec<&'static str> {
@@ -318,9 +367,10 @@ mod tests {
     #[tokio::test]
     async fn another_guest_or_configuration_is_refused() {
         let address = guest(bound).await;
-        let other = Expectations { measurements: vec![Measurement([9; 48])], ..expected() };
+        let anchors = expected().anchors;
+        let other = Expectations::of_guest([Measurement([9; 48])], HOST_DATA, anchors.clone());
         assert_eq!(codes(address, &other).await, ["measurement-not-allowed"]);
-        let other = Expectations { host_data: Some([9; 32]), ..expected() };
+        let other = Expectations::of_guest([MEASUREMENT], [9; 32], anchors);
         assert_eq!(codes(address, &other).await, ["host-data-mismatch"]);
     }
 
@@ -329,6 +379,60 @@ mod tests {
         let anchors = anchors(Profile::Production).unwrap();
         let refused = codes(guest(bound).await, &Expectations { anchors, ..expected() }).await;
         assert!(refused.contains(&"kind-not-allowed"), "{refused:?}");
+    }
+
+    /// A server whose certificate carries evidence, bound as `bind` says of the server's key and the time.
+    async fn certified(issued: u64, bind: impl FnOnce(&[u8]) -> Binding<'_> + 'static) -> SocketAddr {
+        let certify = move |tls_key: &[u8]| {
+            let evidence = psp()(&bind(tls_key).report_data());
+            Some((handshake::extension(&evidence).unwrap(), i64::try_from(issued).unwrap()))
+        };
+        Server::start_with(Box::new(certify), |_, _| "HTTP/1.1 200 OK\r\n\r\n".to_owned()).await.address
+    }
+
+    fn issued(at: u64, key: &[u8]) -> Binding<'_> {
+        let freshness = Freshness::IssuedAt(at);
+        Binding { kind: EvidenceKind::SimSnp, role: Role::Replica, freshness, key, peer: None }
+    }
+
+    async fn handshake_codes(address: SocketAddr) -> Vec<&'static str> {
+        match connect(address, &expected(), handshake::MAX_AGE).await {
+            Ok(_) => vec![],
+            Err(AttestError::Refused(refusal)) => refusal.codes().collect(),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_certificate_with_evidence_is_believed_within_the_handshake() {
+        let now = unix_time();
+        let address = certified(now, move |key| issued(now, key)).await;
+        let (_, verified) = connect(address, &expected(), handshake::MAX_AGE).await.unwrap();
+        assert_eq!(verified.measurement(), MEASUREMENT);
+    }
+
+    #[tokio::test]
+    async fn the_handshake_fails_by_name() {
+        let now = unix_time();
+        let other_key = move || issued(now, b"the key of the real guest");
+        assert_eq!(
+            handshake_codes(certified(now, move |_| other_key()).await).await,
+            ["report-data-mismatch"]
+        );
+        // Evidence of an hour ago, and the same in a certificate that says it is of now.
+        let then = now - handshake::MAX_AGE - 10;
+        let stale = certified(then, move |key| issued(then, key)).await;
+        assert_eq!(handshake_codes(stale).await, ["handshake-stale"]);
+        let dressed_up = certified(now, move |key| issued(then, key)).await;
+        assert_eq!(handshake_codes(dressed_up).await, ["report-data-mismatch"]);
+        let ahead = certified(now + 1000, move |key| issued(now + 1000, key)).await;
+        assert_eq!(handshake_codes(ahead).await, ["handshake-ahead"]);
+        let role = certified(now, move |key| Binding { role: Role::Host, ..issued(now, key) }).await;
+        assert_eq!(handshake_codes(role).await, ["report-data-mismatch"]);
+        let peer = certified(now, move |key| Binding { peer: Some(b"peer"), ..issued(now, key) }).await;
+        assert_eq!(handshake_codes(peer).await, ["report-data-mismatch"]);
+        let plain = Server::start("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}").await;
+        assert_eq!(handshake_codes(plain.address).await, ["handshake-evidence"]);
     }
 
     #[tokio::test]

@@ -151,11 +151,7 @@ pub fn check(
     let nvram = node.nvram(lock, options.nvram_bytes)?;
     let disk = node.disk(lock, options.disk_bytes)?;
     let config = ConfigText::new(&virtual_guest())?;
-    let expectations = Expectations {
-        measurements: vec![*release.measurement()],
-        host_data: Some(config.host_data()),
-        anchors,
-    };
+    let expectations = Expectations::of_guest([*release.measurement()], config.host_data(), anchors);
     let platform = platform::set_up(options, node, &release, &config, progress)?;
     Ok(Checked { release, platform, config, nvram, disk, expectations })
 }

@@ -4,6 +4,7 @@ use crate::config::ConfigText;
 use crate::console::{RotatingFile, Tail, printable};
 use crate::launch::{Channels, Launch};
 use crate::qmp::{self, Notice};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use host_guest::{FrameError, Health, ToGuest, ToHost};
 use serde::de::DeserializeOwned;
 use std::io::{self, Write};
@@ -51,6 +52,14 @@ pub(crate) enum SpawnError {
     Console(#[source] io::Error),
     #[error("cannot start {program}: {source}; install the package qemu-system-x86, or give --qemu")]
     Start { program: String, source: io::Error },
+}
+
+/// What every guest is told when it greets.
+pub(crate) struct Welcome {
+    /// Its configuration.
+    pub(crate) config: ConfigText,
+    /// Certificate table that endorses the machine.
+    pub(crate) certificates: Vec<u8>,
 }
 
 /// A running QEMU. Dropping it kills the process and ends its tasks.
@@ -127,7 +136,7 @@ impl Guest {
         launch: &Launch,
         ends: Ends,
         console_log: &Path,
-        config: ConfigText,
+        welcome: Welcome,
         number: u64,
         reports: &Reports,
     ) -> Result<Self, SpawnError> {
@@ -161,7 +170,7 @@ impl Guest {
         });
         let (to_guest, to_guest_receiver) = mpsc::channel(4);
         tasks.spawn(async move {
-            let end = host_port(ends.host, &config, to_guest_receiver, &report).await;
+            let end = host_port(ends.host, &welcome, to_guest_receiver, &report).await;
             report.send(Report::PortClosed(end)).await;
         });
         Ok(Self { child, tasks, attached: JoinSet::new(), to_guest, quit, greeted: false, notes })
@@ -262,7 +271,7 @@ async fn complaints(stderr: impl AsyncRead + Unpin, notes: Notes) {
 /// Serves the host protocol; returns why it ended.
 async fn host_port(
     stream: UnixStream,
-    config: &ConfigText,
+    welcome: &Welcome,
     mut to_guest: mpsc::Receiver<ToGuest>,
     report: &Reporter,
 ) -> String {
@@ -284,9 +293,13 @@ async fn host_port(
         };
         match message {
             ToHost::Hello { version } if version == host_guest::VERSION => {
-                let config = ToGuest::Config { json: config.as_str().to_owned() };
-                if let Err(error) = send(&mut writer, &config).await {
-                    return error.to_string();
+                // In this order, so that the guest has the certificates before it starts anything that asks for evidence.
+                let certificates = ToGuest::Certificates { table: STANDARD.encode(&welcome.certificates) };
+                let config = ToGuest::Config { json: welcome.config.as_str().to_owned() };
+                for message in [certificates, config] {
+                    if let Err(error) = send(&mut writer, &message).await {
+                        return error.to_string();
+                    }
                 }
                 greeted = true;
                 report.send(Report::Greeted).await;
@@ -338,7 +351,8 @@ mod tests {
         }
         guest.shutdown().await.unwrap();
         let (_to_guest, to_guest_receiver) = mpsc::channel(1);
-        let end = host_port(ours, &config, to_guest_receiver, &Reporter { number: 1, reports }).await;
+        let welcome = Welcome { config, certificates: vec![1, 2, 3] };
+        let end = host_port(ours, &welcome, to_guest_receiver, &Reporter { number: 1, reports }).await;
         let mut written = Vec::new();
         guest.read_to_end(&mut written).await.unwrap_or_default();
         let mut all = Vec::new();
@@ -357,11 +371,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_guest_gets_its_configuration_and_is_heard() {
+    async fn a_guest_gets_certificates_and_configuration_and_is_heard() {
         let hello = frame(&ToHost::Hello { version: host_guest::VERSION });
         let (reports, end, mut written) = play(&[hello, frame(&health())]).await;
         assert!(matches!(&reports[..], [Report::Greeted, Report::Health(h)] if h.phase == Phase::Ready));
         assert!(end.contains("failed"), "{end}");
+        let sent: ToGuest = host_guest::decode(&mut written).unwrap().unwrap();
+        assert_eq!(sent, ToGuest::Certificates { table: "AQID".into() });
         let sent: ToGuest = host_guest::decode(&mut written).unwrap().unwrap();
         let ToGuest::Config { json } = sent else { panic!("{sent:?}") };
         assert_eq!(json, ConfigText::new(&crate::config::virtual_guest()).unwrap().as_str());

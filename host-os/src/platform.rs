@@ -33,6 +33,8 @@ pub(crate) struct Connected {
     pub(crate) platform: Platform,
     /// Runs as long as the guest.
     pub(crate) task: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Certificate table of the machine, for the guest.
+    pub(crate) certificates: Vec<u8>,
     /// Kept until QEMU has inherited it.
     pub(crate) _qemu_end: QemuEnd,
 }
@@ -55,7 +57,8 @@ impl CheckedPlatform {
                 let platform = Platform::Virtual { accel, psp: qemu_end.fd() };
                 let psp = processor.launch().map_err(|error| SpawnError::Platform(error.to_string()))?;
                 let task = Box::pin(crate::psp::serve(stream, psp));
-                Ok(Connected { platform, task, _qemu_end: qemu_end })
+                let certificates = processor.certificate_table().to_vec();
+                Ok(Connected { platform, task, certificates, _qemu_end: qemu_end })
             }
         }
     }

@@ -1,25 +1,79 @@
-//! TLS to a guest, whose certificate no authority signs: its key is recorded, or compared with one that evidence proved.
+//! TLS to a guest, whose certificate no authority signs: its key is recorded, or compared with one that evidence proved,
+//! or proved by the evidence in the certificate itself.
 
+use crate::attest::Expectations;
+use attestation::{Refusal, Verified, handshake::Presented};
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, SignatureScheme};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// SHA-256 of a SubjectPublicKeyInfo in DER.
 pub(crate) type KeyHash = [u8; 32];
 
-/// Configuration of connections whose server holds the key with this hash; with `None` any key is taken, and the
-/// caller must not believe anything the server says until evidence has tied the key to a guest.
-pub(crate) fn client_config(pin: Option<KeyHash>) -> Result<Arc<ClientConfig>, Error> {
+/// Decides whether a server's certificate will do. That the server holds its private key is checked besides; names,
+/// dates and issuers in it mean nothing here.
+pub(crate) trait Judge: std::fmt::Debug + Send + Sync {
+    fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Error>;
+}
+
+/// Takes the key with this hash; with `None` any key, and the caller must not believe anything that the server says
+/// until evidence has tied the key to a guest.
+#[derive(Debug)]
+pub(crate) struct Pinned(pub(crate) Option<KeyHash>);
+
+impl Judge for Pinned {
+    fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        let key: KeyHash = Sha256::digest(public_key(certificate)?).into();
+        match self.0 {
+            Some(pin) if pin != key => {
+                Err(Error::General("the guest's TLS key is not the one that its evidence proved".into()))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Takes a key that the evidence in its certificate proves (RA-TLS), and keeps the verdict.
+#[derive(Debug)]
+pub(crate) struct Attesting {
+    pub(crate) expected: Expectations,
+    pub(crate) now_unix_s: u64,
+    pub(crate) max_age_s: u64,
+    pub(crate) verdict: Mutex<Option<Result<Verified, Refusal>>>,
+}
+
+impl Judge for Attesting {
+    fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
+        let Expectations { policy, anchors } = &self.expected;
+        let verdict = Presented::from_certificate(certificate)
+            .map_err(Refusal::from)
+            .and_then(|presented| presented.verify(policy, anchors, self.now_unix_s, self.max_age_s));
+        let result = match &verdict {
+            Ok(_) => Ok(()),
+            Err(refusal) => {
+                Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(refusal.clone())))))
+            }
+        };
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = Some(verdict);
+        result
+    }
+}
+
+/// Configuration of connections to a server whose certificate this judge takes.
+pub(crate) fn client_config(judge: Arc<dyn Judge>) -> Result<Arc<ClientConfig>, Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let mut config = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()?
         .dangerous()
-        .with_custom_certificate_verifier(Arc::new(KeyVerifier { pin, provider }))
+        .with_custom_certificate_verifier(Arc::new(Verifier { judge, provider }))
         .with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    // A resumed session shows no certificate, and what was proved of it once may be old.
+    config.resumption = Resumption::disabled();
     Ok(Arc::new(config))
 }
 
@@ -28,15 +82,14 @@ pub(crate) fn public_key(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, Er
     Ok(rustls::server::ParsedCertificate::try_from(certificate)?.subject_public_key_info().as_ref().to_vec())
 }
 
-/// Checks that the server holds the private key to its certificate, and which key that is. Names, dates and
-/// issuers in the certificate mean nothing here.
+/// Checks that the server holds the private key to a certificate that the judge takes.
 #[derive(Debug)]
-struct KeyVerifier {
-    pin: Option<KeyHash>,
+struct Verifier {
+    judge: Arc<dyn Judge>,
     provider: Arc<CryptoProvider>,
 }
 
-impl ServerCertVerifier for KeyVerifier {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,
@@ -45,13 +98,8 @@ impl ServerCertVerifier for KeyVerifier {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let key: KeyHash = Sha256::digest(public_key(certificate)?).into();
-        match self.pin {
-            Some(pin) if pin != key => {
-                Err(Error::General("the guest's TLS key is not the one that its evidence proved".into()))
-            }
-            _ => Ok(ServerCertVerified::assertion()),
-        }
+        self.judge.judge(certificate)?;
+        Ok(ServerCertVerified::assertion())
     }
 
     fn verify_tls12_signature(
@@ -90,18 +138,30 @@ pub(crate) mod testing {
         pub(crate) key_hash: KeyHash,
     }
 
+    /// What a server puts into its certificate for its key: content of the extension and beginning of the validity.
+    type Certify = Box<dyn FnOnce(&[u8]) -> Option<(Vec<u8>, i64)>>;
+
     impl Server {
         pub(crate) async fn start(answer: &'static str) -> Self {
-            Self::start_with(move |_, _| answer.to_owned()).await
+            Self::start_with(Box::new(|_| None), move |_, _| answer.to_owned()).await
         }
 
         /// The answer may depend on the request's head and on the server's key.
-        pub(crate) async fn start_with(answer: impl Fn(&str, &[u8]) -> String + Send + 'static) -> Self {
+        pub(crate) async fn start_with(
+            certify: Certify,
+            answer: impl Fn(&str, &[u8]) -> String + Send + 'static,
+        ) -> Self {
             let key = rcgen::KeyPair::generate().unwrap();
-            let certificate =
-                rcgen::CertificateParams::new(["guest".to_owned()]).unwrap().self_signed(&key).unwrap();
-            let certificate = certificate.der().clone();
-            let tls_key = public_key(&certificate).unwrap();
+            let mut params = rcgen::CertificateParams::new(["guest".to_owned()]).unwrap();
+            let tls_key = rcgen::PublicKeyData::subject_public_key_info(&key);
+            if let Some((content, issued)) = certify(&tls_key) {
+                params.not_before = time::OffsetDateTime::from_unix_timestamp(issued).unwrap();
+                let extension =
+                    rcgen::CustomExtension::from_oid_content(&attestation::handshake::OID, content);
+                params.custom_extensions.push(extension);
+            }
+            let certificate = params.self_signed(&key).unwrap().der().clone();
+            assert_eq!(public_key(&certificate).unwrap(), tls_key);
             let key_hash = Sha256::digest(&tls_key).into();
             let private = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             let provider = Arc::new(rustls::crypto::ring::default_provider());

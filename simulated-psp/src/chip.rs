@@ -69,6 +69,8 @@ pub(crate) struct Identity {
     /// Signs reports.
     key: EcdsaKeyPair,
     chip_id: [u8; 64],
+    /// TCB of its firmware, committed.
+    tcb: TcbVersion,
     /// ARK, ASK and VCEK as an extended guest request gives them.
     certificate_table: Vec<u8>,
     random: SystemRandom,
@@ -83,6 +85,11 @@ impl std::fmt::Debug for Identity {
 impl Chip {
     /// Opens the chip whose file is in this folder, or makes both. The same folder gives the same chip.
     pub fn open_or_create(folder: &Path) -> Result<Self, ChipError> {
+        Self::with_firmware(folder, TCB)
+    }
+
+    /// The same with other firmware on it, as after an update; its endorsement key is certified for that one.
+    pub fn with_firmware(folder: &Path, tcb: TcbVersion) -> Result<Self, ChipError> {
         let stored = Stored::open_or_create(folder)?;
         let random = SystemRandom::new();
         let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P384_SHA384_FIXED_SIGNING, &stored.key, &random)
@@ -92,19 +99,25 @@ impl Chip {
         chip_id.copy_from_slice(hmac::sign(&secret, b"redoubt simulated chip id").as_ref());
         chip_id[..CHIP_ID_PREFIX.len()].copy_from_slice(CHIP_ID_PREFIX);
         // Issued anew at each start rather than stored: it follows the development root and the TCB of this program.
-        let vcek = certificate::issue(key.public_key().as_ref(), &chip_id, TCB, &random)?;
+        let vcek = certificate::issue(key.public_key().as_ref(), &chip_id, tcb, &random)?;
         let certificate_table = attestation::certificate_table::encode(&attestation::Certificates {
             ark: crate::development::ARK.to_vec(),
             ask: crate::development::ASK.to_vec(),
             vek: vcek,
         });
-        Ok(Self(Arc::new(Identity { secret, key, chip_id, certificate_table, random })))
+        Ok(Self(Arc::new(Identity { secret, key, chip_id, tcb, certificate_table, random })))
     }
 
     /// CHIP_ID of its reports.
     #[must_use]
     pub fn chip_id(&self) -> [u8; 64] {
         self.0.chip_id
+    }
+
+    /// The certificates that endorse its reports, as an extended guest request gives them.
+    #[must_use]
+    pub fn certificate_table(&self) -> &[u8] {
+        &self.0.certificate_table
     }
 
     /// Begins the life of one guest, as SNP_LAUNCH_FINISH does.

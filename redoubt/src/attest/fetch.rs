@@ -21,6 +21,9 @@ pub(crate) struct Fetch {
     out: Option<PathBuf>,
 }
 
+/// Version of a record.
+const VERSION: u32 = 2;
+
 /// Evidence with what it has to be bound to, as a file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -31,18 +34,22 @@ pub(super) struct Record {
     nonce: String,
     /// SubjectPublicKeyInfo, base64 of DER.
     tls_key: String,
+    /// What the node showed in the TLS handshake, base64 of DER.
+    certificate: String,
     pub(super) fetched_unix_s: u64,
 }
 
 impl Record {
     pub(super) fn fetched(self) -> Result<Fetched, String> {
-        if self.version != 1 {
-            return Err(format!("it has version {}, this program reads version 1", self.version));
+        if self.version != VERSION {
+            return Err(format!("it has version {}, this program reads version {VERSION}", self.version));
         }
         let mut nonce = [0; 32];
         hex::decode_to_slice(&self.nonce, &mut nonce).map_err(|error| format!("nonce: {error}"))?;
         let tls_key = STANDARD.decode(&self.tls_key).map_err(|error| format!("tls_key: {error}"))?;
-        Ok(Fetched { evidence: self.evidence, nonce, tls_key })
+        let certificate =
+            STANDARD.decode(&self.certificate).map_err(|error| format!("certificate: {error}"))?;
+        Ok(Fetched { evidence: self.evidence, nonce, tls_key, certificate })
     }
 }
 
@@ -51,10 +58,11 @@ pub(super) fn run(args: &Fetch) -> Result<Reply, Failure> {
     let fetched =
         block_on(async { fetch(address).await.map_err(|error| Failure::of("no-evidence", &error)) })?;
     let record = Record {
-        version: 1,
+        version: VERSION,
         evidence: fetched.evidence,
         nonce: hex::encode(fetched.nonce),
         tls_key: STANDARD.encode(&fetched.tls_key),
+        certificate: STANDARD.encode(&fetched.certificate),
         fetched_unix_s: unix_time(),
     };
     let json = serde_json::to_value(&record).map_err(|error| Failure::of("record-unwritable", &error))?;

@@ -38,11 +38,8 @@ pub(crate) fn expectations(manifest: &ApprovedManifest, profile: Profile) -> Res
     let config =
         ConfigText::new(&virtual_guest()).map_err(|error| Failure::of("config-unwritable", &error))?;
     let measurements = &manifest.manifest().guest.measurements;
-    Ok(Expectations {
-        measurements: measurements.iter().map(|entry| Measurement(entry.measurement.0)).collect(),
-        host_data: Some(config.host_data()),
-        anchors,
-    })
+    let measurements = measurements.iter().map(|entry| Measurement(entry.measurement.0));
+    Ok(Expectations::of_guest(measurements, config.host_data(), anchors))
 }
 
 /// A refusal, named by its first failure.

@@ -1,6 +1,6 @@
 //! The PSP as one launched guest sees it.
 
-use super::{ChipError, Identity, TCB};
+use super::{ChipError, Identity};
 use crate::protocol::{
     Blob, Bytes, FieldSelect, KeyRequest, KeyRoot, REPORT_LENGTH, Request, Response, Status,
 };
@@ -106,7 +106,7 @@ impl Psp {
         put(offset::CPUID_FAMILY, &[0x19, 0x11, 0x01]);
         put(offset::CHIP_ID, &self.identity.chip_id);
         for at in [offset::CURRENT_TCB, offset::REPORTED_TCB, offset::COMMITTED_TCB, offset::LAUNCH_TCB] {
-            put(at, &TCB.encode());
+            put(at, &self.identity.tcb.encode());
         }
         // Firmware 1.55.43, as the TCB above: build, minor, major.
         put(offset::CURRENT_VERSION, &[43, 55, 1]);
@@ -131,8 +131,11 @@ impl Psp {
             ));
         }
         let tcb = TcbVersion::decode(tcb_version.to_le_bytes(), TcbLayout::Legacy);
-        if tcb.encode() != tcb_version.to_le_bytes() || !TCB.below(tcb).is_empty() {
-            return invalid(format_args!("TCB_VERSION {tcb_version:#x} is above the committed one ({TCB})"));
+        if tcb.encode() != tcb_version.to_le_bytes() || !self.identity.tcb.below(tcb).is_empty() {
+            return invalid(format_args!(
+                "TCB_VERSION {tcb_version:#x} is above the committed one ({})",
+                self.identity.tcb
+            ));
         }
         let mut mixed = hmac::Context::with_key(&self.identity.secret);
         mixed.update(KEY_LABEL);
