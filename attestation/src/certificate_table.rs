@@ -4,7 +4,7 @@
 //! u32, little endian, from the start of the table), closed by an entry of zeros, then the certificates. Hosts put
 //! certificates there in DER or PEM; both are read, DER is written.
 
-use crate::Certificates;
+use crate::{Certificates, pem};
 
 /// Bytes of one entry.
 const ENTRY: usize = 24;
@@ -99,13 +99,9 @@ pub fn encode(certificates: &Certificates) -> Vec<u8> {
     table
 }
 
-/// DER is a SEQUENCE (0x30) and PEM begins with a hyphen.
+/// DER is a SEQUENCE (0x30).
 fn to_der(bytes: &[u8]) -> Option<Vec<u8>> {
-    if bytes.first() == Some(&0x30) {
-        return Some(bytes.to_vec());
-    }
-    let (_, pem) = x509_parser::pem::parse_x509_pem(bytes).ok()?;
-    (pem.label == "CERTIFICATE").then_some(pem.contents)
+    Some(pem::to_der(bytes, "CERTIFICATE")).filter(|der| der.first() == Some(&0x30))
 }
 
 #[cfg(test)]

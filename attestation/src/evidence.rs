@@ -1,6 +1,6 @@
 //! Evidence as it travels: a report with the certificates that endorse it, as JSON.
 
-use crate::{EvidenceKind, certificate_table};
+use crate::{EvidenceKind, certificate_table, pem, roots};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
@@ -50,6 +50,19 @@ impl Evidence {
     /// From what configfs-tsm gives: `outblob` is the report, `auxblob` the certificate table.
     pub fn from_tsm(kind: EvidenceKind, outblob: Vec<u8>, auxblob: &[u8]) -> Result<Self, EvidenceError> {
         Ok(Self { kind, report: outblob, certificates: certificate_table::decode(auxblob)? })
+    }
+
+    /// Of a real processor, from its parts: the report as the firmware gave it, and certificates in DER or PEM. AMD's
+    /// ARK, and ASK or ASVK, are built in: what is not given is chosen by the issuer that the endorsement certificate
+    /// names, and left empty when there is none of that name.
+    #[must_use]
+    pub fn from_parts(report: Vec<u8>, vek: &[u8], ark: Option<&[u8]>, ask: Option<&[u8]>) -> Self {
+        let der = |bytes: &[u8]| pem::to_der(bytes, "CERTIFICATE");
+        let vek = der(vek);
+        let built_in = roots::above(&vek).unwrap_or_default();
+        let ark = ark.map_or_else(|| built_in.0.to_vec(), der);
+        let ask = ask.map_or_else(|| built_in.1.to_vec(), der);
+        Self { kind: EvidenceKind::Snp, report, certificates: Certificates { ark, ask, vek } }
     }
 
     /// Reads the JSON.

@@ -12,7 +12,9 @@
 use crate::{
     Evidence, EvidenceError, EvidenceKind, Failure, Policy, Refusal, TrustAnchors, Verified, authenticate,
     binding::{Binding, Freshness, Role},
-    certificate_table, report, verify,
+    certificate_table,
+    failure::Code,
+    report, verify,
 };
 use x509_parser::{certificate::X509Certificate, der_parser::asn1_rs::FromDer, der_parser::oid};
 
@@ -134,7 +136,7 @@ impl Presented {
             && authentic.report().report_data() != self.report_data()
         {
             failures.push(Failure {
-                code: "report-data-mismatch",
+                code: Code::ReportDataMismatch.name(),
                 expected: hex::encode(self.report_data()),
                 found: hex::encode(authentic.report().report_data()),
                 fix: "the evidence is of another TLS key or time than the certificate: someone stands in between",
@@ -151,7 +153,7 @@ impl Presented {
         now_unix_s: u64,
         max_age_s: u64,
     ) -> Result<Verified, Refusal> {
-        let policy = Policy { report_data: self.report_data(), ..policy.clone() };
+        let policy = policy.clone().with_report_data(self.report_data());
         Refusal::join(self.stale(now_unix_s, max_age_s), verify(&self.evidence, &policy, anchors, now_unix_s))
     }
 
@@ -166,12 +168,12 @@ impl Presented {
         if now.saturating_sub(issued) > max_age {
             let expected = format!("evidence in the certificate of at most {max_age} s of age");
             let fix = "connect again; if it stays, the guest or somebody between keeps old evidence: ask with a nonce";
-            return vec![failure("handshake-stale", expected, fix)];
+            return vec![failure(Code::HandshakeStale.name(), expected, fix)];
         }
         if issued.saturating_sub(now) > MAX_AHEAD {
             let expected = format!("evidence issued at most {MAX_AHEAD} s ahead of this machine's clock");
             let fix = "set the clocks of this machine and of the node's host, or ask with a nonce";
-            return vec![failure("handshake-ahead", expected, fix)];
+            return vec![failure(Code::HandshakeEarly.name(), expected, fix)];
         }
         Vec::new()
     }
@@ -196,7 +198,7 @@ fn decode(content: &[u8]) -> Result<Evidence, HandshakeError> {
 impl From<HandshakeError> for Refusal {
     fn from(error: HandshakeError) -> Self {
         Self::of(Failure {
-            code: "handshake-evidence",
+            code: Code::HandshakeEvidence.name(),
             expected: "a TLS certificate with one piece of SEV-SNP evidence".to_owned(),
             found: error.to_string(),
             fix: "connect to the node itself, without a TLS proxy between; or ask for evidence with a nonce",
@@ -261,7 +263,7 @@ mod tests {
         assert_eq!(codes(13_600), [""; 0]);
         assert_eq!(codes(13_601), ["handshake-stale"]);
         assert_eq!(codes(9_700), [""; 0]);
-        assert_eq!(codes(9_699), ["handshake-ahead"]);
+        assert_eq!(codes(9_699), ["handshake-early"]);
         assert_eq!(codes(u64::MAX), ["handshake-stale"]);
     }
 

@@ -8,31 +8,38 @@
 //! All of the report, the certificates and the evidence is hostile input: nothing here panics on it, and every
 //! encoding that is not the one the firmware writes is refused.
 
+pub mod advisories;
 pub mod binding;
 pub mod certificate_table;
+pub mod failure;
 pub mod handshake;
 pub mod measurement;
+pub mod policy;
 pub mod report;
 
 mod authenticity;
 mod certificate;
+mod crl;
 mod evidence;
-mod failure;
-mod policy;
+mod pem;
+mod roots;
+mod signed;
 mod verify;
 
-pub use authenticity::{Authentic, Fingerprint, TrustAnchors, authenticate};
+pub use authenticity::{Authentic, authenticate};
 pub use evidence::{Certificates, Evidence, EvidenceError};
 pub use failure::{Failure, Refusal};
 pub use measurement::Measurement;
-pub use policy::{IdBlock, Policy, ProductPolicy, SignedIdBlock};
+pub use policy::Policy;
 pub use report::{ParseError, Report};
+pub use roots::{Fingerprint, TrustAnchors};
 pub use verify::{Verified, verify};
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// Generation of the processor. Each has its own root of trust and its own encoding of the TCB version.
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Product {
@@ -45,6 +52,9 @@ pub enum Product {
 }
 
 impl Product {
+    /// Every one.
+    pub const ALL: [Self; 3] = [Self::Milan, Self::Genoa, Self::Turin];
+
     /// From the combined family and model of CPUID leaf 1, as reports of version 3 and newer state them.
     #[must_use]
     pub const fn from_cpuid(family: u8, model: u8) -> Option<Self> {
@@ -61,7 +71,8 @@ impl Product {
     pub fn from_certificate_name(name: &str) -> Option<Self> {
         match name.split('-').next()? {
             "Milan" => Some(Self::Milan),
-            "Genoa" => Some(Self::Genoa),
+            // Bergamo and Siena have Genoa's roots.
+            "Genoa" | "Bergamo" | "Siena" => Some(Self::Genoa),
             "Turin" => Some(Self::Turin),
             _ => None,
         }

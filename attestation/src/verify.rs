@@ -3,7 +3,7 @@
 use crate::{
     Authentic, Evidence, EvidenceKind, Measurement, Policy, Product, Refusal, Report, TrustAnchors,
     authenticity::{Examined, examine},
-    failure::Failures,
+    failure::{Code, Failures},
 };
 
 /// Evidence that passed every check. Made by [`verify`] only.
@@ -45,27 +45,25 @@ pub fn verify(
 ) -> Result<Verified, Refusal> {
     let mut failures = Failures::default();
     let examined = examine(evidence, anchors, &mut failures);
-    check_dates(&examined, now_unix_s, &mut failures);
-    if let Some(report) = &examined.report {
-        policy.check(report, examined.product(), &mut failures);
-    }
+    // A time beyond i64 is later than every certificate.
+    let now = i64::try_from(now_unix_s).unwrap_or(i64::MAX);
+    check_dates(&examined, now, &mut failures);
+    policy.check(&examined, now, &mut failures);
     failures.conclude(examined.authentic().map(Verified))
 }
 
-fn check_dates(examined: &Examined, now_unix_s: u64, failures: &mut Failures) {
-    // A time beyond i64 is later than every certificate.
-    let now = i64::try_from(now_unix_s).unwrap_or(i64::MAX);
+fn check_dates(examined: &Examined, now: i64, failures: &mut Failures) {
     for (name, certificate) in &examined.certificates {
         failures.require(
             certificate.not_before <= now,
-            "certificate-not-yet-valid",
+            Code::CertificateNotYetValid,
             format_args!("{name} valid at {now} (seconds since 1970)"),
             format_args!("valid from {}", certificate.not_before),
             "set this machine's clock",
         );
         failures.require(
             now <= certificate.not_after,
-            "certificate-expired",
+            Code::CertificateExpired,
             format_args!("{name} valid at {now} (seconds since 1970)"),
             format_args!("valid until {}", certificate.not_after),
             "set this machine's clock, or fetch a new certificate from AMD's key distribution service",

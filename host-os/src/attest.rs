@@ -3,7 +3,10 @@
 
 use crate::http::{GetError, get_once};
 use crate::tls::{Attesting, Judge, KeyHash, Pinned, client_config, public_key};
-use attestation::{Evidence, Measurement, Policy, Refusal, TrustAnchors, Verified};
+use attestation::{
+    Evidence, Measurement, Policy, Refusal, TrustAnchors, Verified,
+    policy::{CrlDemand, Demand},
+};
 use release::Profile;
 use ring::rand::{SecureRandom, SystemRandom};
 use rustls::pki_types::ServerName;
@@ -36,7 +39,9 @@ impl Expectations {
         anchors: TrustAnchors,
     ) -> Self {
         let mut policy = Policy::new(measurements, [0; 64]);
-        policy.host_data = Some(host_data);
+        policy.host_data = Demand::only([host_data]);
+        // Nodes keep no revocation list; a verifier that has one gives it with the anchors.
+        policy.revocation.crl = CrlDemand::IfGiven;
         Self { policy, anchors }
     }
 }
@@ -254,7 +259,7 @@ pub async fn connect(
 pub fn verify(fetched: &Fetched, expected: &Expectations, now_unix_s: u64) -> Result<Verified, Refusal> {
     let kind = expected.anchors.kind();
     let report_data = attestation::binding::report_data(kind, &fetched.nonce, &fetched.tls_key);
-    let policy = Policy { report_data, ..expected.policy.clone() };
+    let policy = expected.policy.clone().with_report_data(report_data);
     attestation::verify(&fetched.evidence, &policy, &expected.anchors, now_unix_s)
 }
 
@@ -426,7 +431,7 @@ mod tests {
         let dressed_up = certified(now, move |key| issued(then, key)).await;
         assert_eq!(handshake_codes(dressed_up).await, ["report-data-mismatch"]);
         let ahead = certified(now + 1000, move |key| issued(now + 1000, key)).await;
-        assert_eq!(handshake_codes(ahead).await, ["handshake-ahead"]);
+        assert_eq!(handshake_codes(ahead).await, ["handshake-early"]);
         let role = certified(now, move |key| Binding { role: Role::Host, ..issued(now, key) }).await;
         assert_eq!(handshake_codes(role).await, ["report-data-mismatch"]);
         let peer = certified(now, move |key| Binding { peer: Some(b"peer"), ..issued(now, key) }).await;

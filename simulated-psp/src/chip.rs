@@ -25,7 +25,7 @@ use store::Stored;
 pub const CHIP_ID_PREFIX: &[u8] = b"SIMULATED";
 
 /// What a real Genoa reported in 2025.
-const TCB: TcbVersion = TcbVersion { fmc: None, bootloader: 10, tee: 0, snp: 25, microcode: 84 };
+const TCB: TcbVersion = TcbVersion { fmc: None, bootloader: 10, tee: 0, snp: 27, microcode: 86 };
 
 /// Why there is no simulated chip.
 #[derive(Debug, thiserror::Error)]

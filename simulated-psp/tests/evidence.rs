@@ -6,6 +6,7 @@
 use attestation::{
     Evidence, EvidenceKind, Measurement, Policy, Product, Refusal, TrustAnchors, Verified, binding,
     measurement::{Launch, VcpuType},
+    policy::{self, CrlDemand, Demand, SignedIdBlock},
     report::GuestPolicy,
     verify,
 };
@@ -61,7 +62,11 @@ fn evidence(psp: &Psp) -> Evidence {
 
 /// The strict policy: nothing about a simulation needs a wider one.
 fn policy() -> Policy {
-    Policy { host_data: Some(HOST_DATA), ..Policy::new([measurement()], report_data()) }
+    let mut policy = Policy::new([measurement()], report_data());
+    policy.host_data = Demand::only([HOST_DATA]);
+    // A simulation's root has no revocation list.
+    policy.revocation.crl = CrlDemand::IfGiven;
+    policy
 }
 
 fn judge(evidence: &Evidence, policy: &Policy) -> Result<Verified, Refusal> {
@@ -109,7 +114,7 @@ fn real_and_simulated_never_mix() {
     assert_eq!(amd(&relabelled), ["unknown-root", "product-mismatch"]);
     assert_eq!(codes(judge(&relabelled, &policy())), ["kind-not-allowed"]);
     // The report itself answers another question than a real one would.
-    let real = Policy { report_data: binding::report_data(EvidenceKind::Snp, &NONCE, SPKI), ..policy() };
+    let real = policy().with_report_data(binding::report_data(EvidenceKind::Snp, &NONCE, SPKI));
     assert_eq!(codes(judge(&relabelled, &real)), ["kind-not-allowed", "report-data-mismatch"]);
 }
 
@@ -119,13 +124,14 @@ fn each_wrong_thing_has_its_code() {
     let sound = evidence(&node.psp);
     let with = |policy: &Policy| codes(judge(&sound, policy));
     let nonce = binding::report_data(EvidenceKind::SimSnp, &[0x12; 32], SPKI);
-    assert_eq!(with(&Policy { report_data: nonce, ..policy() }), ["report-data-mismatch"]);
+    assert_eq!(with(&policy().with_report_data(nonce)), ["report-data-mismatch"]);
     let key = binding::report_data(EvidenceKind::SimSnp, &NONCE, b"another key");
-    assert_eq!(with(&Policy { report_data: key, ..policy() }), ["report-data-mismatch"]);
-    let other = [Measurement([1; 48])].into();
+    assert_eq!(with(&policy().with_report_data(key)), ["report-data-mismatch"]);
+    let other = Demand::only([Measurement([1; 48])]);
     assert_eq!(with(&Policy { measurements: other, ..policy() }), ["measurement-not-allowed"]);
-    assert_eq!(with(&Policy { host_data: Some([0; 32]), ..policy() }), ["host-data-mismatch"]);
-    let all = Policy { host_data: Some([0; 32]), ..Policy::new([], [0; 64]) };
+    assert_eq!(with(&Policy { host_data: Demand::none(), ..policy() }), ["host-data-mismatch"]);
+    let all = Policy { host_data: Demand::none(), measurements: Demand::none(), ..policy() };
+    let all = all.with_report_data([0; 64]);
     assert_eq!(with(&all), ["measurement-not-allowed", "host-data-mismatch", "report-data-mismatch"]);
 
     let at = |now| codes(verify(&sound, &policy(), &root::trust_anchors(), now));
@@ -162,24 +168,24 @@ fn id_block() -> IdBlock {
 fn id_blocks_are_held_against_the_policy() {
     let node = node(LaunchContext { id_block: Some(id_block()), ..context() });
     let sound = evidence(&node.psp);
-    let wanted = attestation::SignedIdBlock {
-        id_keys: [[3; 48]].into(),
+    let wanted = SignedIdBlock {
+        id_keys: [[3; 48].into()].into(),
         author_keys: None,
-        family_id: [1; 16],
-        image_id: [2; 16],
+        family_id: Demand::only([[1; 16]]),
+        image_id: Demand::only([[2; 16]]),
         minimum_guest_svn: 7,
     };
-    let with = |change: fn(&mut attestation::SignedIdBlock)| {
+    let with = |change: fn(&mut SignedIdBlock)| {
         let mut block = wanted.clone();
         change(&mut block);
-        let policy = Policy { id_block: attestation::IdBlock::Signed(Box::new(block)), ..policy() };
+        let policy = Policy { id_block: policy::IdBlock::Signed(Box::new(block)), ..policy() };
         codes(judge(&sound, &policy))
     };
     assert_eq!(with(|_| ()), [""; 0]);
-    assert_eq!(with(|block| block.id_keys = [[4; 48]].into()), ["id-key-not-allowed"]);
-    assert_eq!(with(|block| block.author_keys = Some([[0; 48]].into())), ["author-key-not-allowed"]);
-    assert_eq!(with(|block| block.family_id[0] = 9), ["image-mismatch"]);
-    assert_eq!(with(|block| block.image_id[0] = 9), ["image-mismatch"]);
+    assert_eq!(with(|block| block.id_keys = [[4; 48].into()].into()), ["id-key-not-allowed"]);
+    assert_eq!(with(|block| block.author_keys = Some(Demand::only([[0; 48]]))), ["author-key-not-allowed"]);
+    assert_eq!(with(|block| block.family_id = Demand::only([[9; 16]])), ["family-mismatch"]);
+    assert_eq!(with(|block| block.image_id = Demand::only([[9; 16]])), ["image-mismatch"]);
     assert_eq!(with(|block| block.minimum_guest_svn = 8), ["guest-svn-too-low"]);
 }
 
@@ -295,7 +301,7 @@ fn derived_keys_follow_exactly_the_selected_fields() {
 #[test]
 fn requests_beyond_the_guest_are_refused() {
     let node = node(LaunchContext { id_block: Some(id_block()), ..context() });
-    let committed = judge(&evidence(&node.psp), &Policy { id_block: attestation::IdBlock::Any, ..policy() })
+    let committed = judge(&evidence(&node.psp), &Policy { id_block: policy::IdBlock::Any, ..policy() })
         .unwrap()
         .report()
         .committed_tcb();

@@ -75,17 +75,16 @@ impl TcbVersion {
         }
     }
 
-    /// Parts that are lower than in `floor`. A part that only the floor has counts as lower.
+    /// Each part with its name as policies write it; the first is there on Turin only.
     #[must_use]
-    pub fn below(self, floor: Self) -> Vec<&'static str> {
-        let parts = [
-            ("fmc", self.fmc < floor.fmc),
-            ("bootloader", self.bootloader < floor.bootloader),
-            ("tee", self.tee < floor.tee),
-            ("snp", self.snp < floor.snp),
-            ("microcode", self.microcode < floor.microcode),
-        ];
-        parts.into_iter().filter(|(_, lower)| *lower).map(|(name, _)| name).collect()
+    pub const fn parts(self) -> [(&'static str, Option<u8>); 5] {
+        [
+            ("fmc", self.fmc),
+            ("bootloader", Some(self.bootloader)),
+            ("tee", Some(self.tee)),
+            ("snp", Some(self.snp)),
+            ("microcode", Some(self.microcode)),
+        ]
     }
 }
 
@@ -96,6 +95,31 @@ impl fmt::Display for TcbVersion {
         }
         let Self { bootloader, tee, snp, microcode, .. } = self;
         write!(f, "bootloader {bootloader}, tee {tee}, snp {snp}, microcode {microcode}")
+    }
+}
+
+/// Version of the SNP firmware.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct FirmwareVersion {
+    /// Of the ABI.
+    pub major: u8,
+    /// Of the ABI.
+    pub minor: u8,
+    /// Counts up.
+    pub build: u8,
+}
+
+impl FirmwareVersion {
+    /// From the 3 bytes of the report.
+    #[must_use]
+    pub const fn decode([build, minor, major]: [u8; 3]) -> Self {
+        Self { major, minor, build }
+    }
+}
+
+impl fmt::Display for FirmwareVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.build)
     }
 }
 
@@ -140,7 +164,7 @@ impl GuestPolicy {
     }
 }
 
-/// PLATFORM_INFO. Bits that are not named here are left alone: authentic reports of new firmware set some.
+/// PLATFORM_INFO.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PlatformInfo(pub u64);
 
@@ -157,6 +181,12 @@ impl PlatformInfo {
     pub const CIPHERTEXT_HIDING: u64 = 1 << 4;
     /// No aliased memory was found at the last check (BadRAM, CVE-2024-21944).
     pub const ALIAS_CHECK_COMPLETE: u64 = 1 << 5;
+    /// The IOMMU's own writes cannot reach guests (AMD-SB-3016). Not in every revision of the specification.
+    pub const IOMMU_WRITE_SAFE: u64 = 1 << 6;
+    /// Trusted I/O (SEV-TIO) is on.
+    pub const TIO: u64 = 1 << 7;
+    /// Bits with a known meaning.
+    pub const KNOWN: u64 = 0xff;
 
     /// Whether all bits of `bits` are set.
     #[must_use]
@@ -230,18 +260,6 @@ mod tests {
         assert_eq!(KeyInfo(0b11100).signing_key(), SigningKey::None(7));
         assert!(KeyInfo(1).author_key_enabled() && !KeyInfo(2).author_key_enabled());
         assert!(KeyInfo(2).chip_key_masked() && !KeyInfo(1).chip_key_masked());
-    }
-
-    #[test]
-    fn a_high_part_does_not_pay_for_a_low_one() {
-        let floor = TcbVersion { fmc: None, bootloader: 4, tee: 0, snp: 24, microcode: 213 };
-        assert!(floor.below(floor).is_empty());
-        assert_eq!(TcbVersion { bootloader: 9, snp: 23, ..floor }.below(floor), ["snp"]);
-        assert_eq!(
-            TcbVersion { microcode: 0, bootloader: 3, ..floor }.below(floor),
-            ["bootloader", "microcode"]
-        );
-        assert_eq!(floor.below(TcbVersion { fmc: Some(0), ..floor }), ["fmc"]);
     }
 
     proptest! {

@@ -30,7 +30,7 @@ pub(super) fn run(args: &Verify) -> Result<Reply, Failure> {
     let manifest = args.root.approve(&path)?;
     let mut expected = expectations(&manifest, args.root.profile.profile())?;
     if let Some(path) = &args.config {
-        expected.policy.host_data = Some(config_hash(path)?);
+        expected.policy.host_data = attestation::policy::Demand::only([config_hash(path)?]);
     }
     let mut texts = Vec::new();
     let mut results = Vec::new();

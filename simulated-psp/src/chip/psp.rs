@@ -108,9 +108,9 @@ impl Psp {
         for at in [offset::CURRENT_TCB, offset::REPORTED_TCB, offset::COMMITTED_TCB, offset::LAUNCH_TCB] {
             put(at, &self.identity.tcb.encode());
         }
-        // Firmware 1.55.43, as the TCB above: build, minor, major.
-        put(offset::CURRENT_VERSION, &[43, 55, 1]);
-        put(offset::COMMITTED_VERSION, &[43, 55, 1]);
+        // Firmware 1.55.49, as the TCB above: build, minor, major.
+        put(offset::CURRENT_VERSION, &[49, 55, 1]);
+        put(offset::COMMITTED_VERSION, &[49, 55, 1]);
         self.identity.sign(&mut report)?;
         let certificates = Blob(self.identity.certificate_table.clone());
         Ok(Response::Report { report: Box::new(Bytes(report)), certificates })
@@ -131,7 +131,7 @@ impl Psp {
             ));
         }
         let tcb = TcbVersion::decode(tcb_version.to_le_bytes(), TcbLayout::Legacy);
-        if tcb.encode() != tcb_version.to_le_bytes() || !self.identity.tcb.below(tcb).is_empty() {
+        if tcb.encode() != tcb_version.to_le_bytes() || !within(tcb, self.identity.tcb) {
             return invalid(format_args!(
                 "TCB_VERSION {tcb_version:#x} is above the committed one ({})",
                 self.identity.tcb
@@ -179,6 +179,11 @@ impl Identity {
         }
         Ok(())
     }
+}
+
+/// Whether no part of a TCB version is above the other's. As numbers of 64 bits they cannot be compared.
+fn within(tcb: TcbVersion, limit: TcbVersion) -> bool {
+    tcb.parts().into_iter().zip(limit.parts()).all(|((_, part), (_, limit))| part <= limit)
 }
 
 pub(super) type Refused = (Status, String);

@@ -7,7 +7,8 @@ use crate::{
     root,
 };
 use attestation::{
-    Evidence, EvidenceKind, Measurement, Policy, Product, ProductPolicy,
+    Evidence, EvidenceKind, Measurement, Policy,
+    policy::{CrlDemand, Demand, ProductPolicy, Products, TcbFloor, TcbFloors},
     report::{GuestPolicy, PlatformInfo, TcbVersion, offset},
     verify,
 };
@@ -30,6 +31,8 @@ fn evidence(chip: &Chip) -> Evidence {
 /// The verdict of the strict policy, or of a changed one.
 fn codes_with(evidence: &Evidence, change: impl Fn(&mut Policy)) -> Vec<&'static str> {
     let mut policy = Policy::new([Measurement([1; 48])], [3; 64]);
+    policy.host_data = Demand::only([[2; 32]]);
+    policy.revocation.crl = CrlDemand::IfGiven;
     change(&mut policy);
     let verdict = verify(evidence, &policy, &root::trust_anchors(), NOW);
     verdict.map_or_else(|refusal| refusal.codes().collect(), |_| vec![])
@@ -99,7 +102,7 @@ fn good_signatures_do_not_help_bad_reports() {
     assert_eq!(set(offset::REPORT_ID_MA, &[0xfe]), ["migration-agent-bound"]);
     assert_eq!(set(offset::CHIP_ID, &[0; 64]), ["vek-binding"], "a masked chip id");
     assert_eq!(set(offset::REPORTED_TCB, &[TCB.bootloader - 1]), ["vek-binding"]);
-    assert_eq!(set(offset::CURRENT_TCB, &[TCB.bootloader - 1]), [""; 0], "no floor is set");
+    assert_eq!(set(offset::CURRENT_TCB, &[TCB.bootloader - 1]), ["firmware-provisional"]);
     let platform = |bits: u64| set(offset::PLATFORM_INFO, &bits.to_le_bytes());
     assert_eq!(platform(PlatformInfo::ALIAS_CHECK_COMPLETE), ["ecc-missing"]);
     assert_eq!(platform(PlatformInfo::ECC), ["alias-check-missing"]);
@@ -114,7 +117,7 @@ fn good_signatures_do_not_help_bad_reports() {
         report[offset::VERSION] = 2;
         report[offset::CPUID_FAMILY..offset::CPUID_FAMILY + 3].fill(0);
     });
-    assert_eq!(codes(&old), ["report-version-too-old"]);
+    assert_eq!(codes(&old), ["report-version-not-allowed"]);
 }
 
 /// COMMITTED stops the host from rolling back, LAUNCH shows on what the guest began: each floor is looked at.
@@ -123,8 +126,12 @@ fn every_tcb_has_its_floor() {
     let chip = chip();
     let sound = evidence(&chip);
     let floor = |policy: &mut Policy| {
-        let platform = PlatformInfo::ECC | PlatformInfo::ALIAS_CHECK_COMPLETE;
-        policy.products = [(Product::Genoa, ProductPolicy { platform, minimum_tcb: Some(TCB) })].into();
+        let TcbVersion { bootloader, tee, snp, microcode, .. } = TCB;
+        let (bootloader, tee, snp, microcode) = (Some(bootloader), Some(tee), Some(snp), Some(microcode));
+        let every = TcbFloor { fmc: None, bootloader, tee, snp, microcode };
+        let minimum_tcb = TcbFloors { every, ..TcbFloors::default() };
+        let genoa = ProductPolicy { minimum_tcb, provisional_firmware: true, ..ProductPolicy::default() };
+        policy.products = Products { milan: None, genoa: Some(genoa), turin: None };
     };
     assert_eq!(codes_with(&sound, floor), [""; 0]);
     for at in [offset::CURRENT_TCB, offset::COMMITTED_TCB, offset::LAUNCH_TCB] {
