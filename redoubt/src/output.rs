@@ -11,7 +11,7 @@ pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done; what was asked for holds
   1  refused or failed; the error says what and what to do
-  2  the command line was wrong";
+  2  the command line was wrong, or a file that it names cannot be read";
 
 /// What a command has to say.
 #[derive(Debug)]
@@ -42,11 +42,18 @@ pub(crate) struct Failure {
     pub(crate) code: String,
     /// What happened, to what, and what to do.
     pub(crate) message: String,
+    /// Whether the command line, or a file that it names, is at fault: exit code 2.
+    usage: bool,
 }
 
 impl Failure {
     pub(crate) fn new(code: &str, message: impl Into<String>) -> Self {
-        Self { code: code.to_owned(), message: message.into() }
+        Self { code: code.to_owned(), message: message.into(), usage: false }
+    }
+
+    /// The command line, or a file that it names, is at fault.
+    pub(crate) fn usage(code: &str, message: impl Into<String>) -> Self {
+        Self { usage: true, ..Self::new(code, message) }
     }
 
     /// From an error with its causes.
@@ -94,12 +101,12 @@ impl Output {
                 self.print(&reply);
                 ExitCode::from(u8::from(!reply.good))
             }
-            Err(Failure { code, message }) => {
+            Err(Failure { code, message, usage }) => {
                 if self.json {
                     print_line(&format!("{:#}", json!({ "error": { "code": code, "message": message } })));
                 }
                 eprintln!("error: {message}\n({code})");
-                ExitCode::from(1)
+                ExitCode::from(if usage { 2 } else { 1 })
             }
         }
     }

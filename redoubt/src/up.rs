@@ -1,6 +1,6 @@
 //! `redoubt up`.
 
-use crate::attest::{expectations, proof, refused, words};
+use crate::attest::{expectations, proof, refused, trust_anchors, words};
 use crate::node::{NodeDirArg, ask, block_on, stop};
 use crate::output::{Failure, Output, Progress, Reply};
 use crate::releases::{RootArgs, manifest_path};
@@ -60,7 +60,7 @@ pub(crate) fn run(args: Up, output: &Output) -> Result<Reply, Failure> {
     progress.step("manifest");
     // The verdict at the end is this command's own; it takes nothing of it from the agent.
     let manifest = args.root.approve(&manifest_path)?;
-    let expected = expectations(&manifest, args.root.profile.profile())?;
+    let expected = expectations(&manifest, trust_anchors(args.root.profile.profile())?)?;
 
     let running = running(&node, &manifest)?;
     let mut agent = Agent { node, child: None };
@@ -317,7 +317,7 @@ fn summary(
     was_running: bool,
     steps: Vec<(String, f64)>,
 ) -> Reply {
-    let verified = words(manifest, &attested.verified, &attested.fetched);
+    let verified = words(Some(manifest), &attested.verified, Some(&attested.fetched.nonce));
     let mut text = String::new();
     if was_running {
         text.push_str("The node already runs with this release.\n\n");

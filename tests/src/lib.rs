@@ -133,6 +133,11 @@ impl<'a> Node<'a> {
         Ok(Self { setup, dir: tempfile::tempdir()?, ports, _alone: alone })
     }
 
+    /// Where its simulated secure processor is kept.
+    pub fn chip(&self) -> PathBuf {
+        self.dir.path().join("chip")
+    }
+
     /// `redoubt COMMAND --node-dir ...`, whatever comes of it.
     pub fn redoubt(&self, command: &str, arguments: &[&OsStr]) -> Result<Output> {
         let node_dir = [OsStr::new(command), OsStr::new("--node-dir"), self.dir.path().as_os_str()];

@@ -2,10 +2,12 @@
 
 use crate::node::block_on;
 use crate::output::{Failure, Reply};
-use attestation::Evidence;
+use attestation::handshake::{MAX_AGE, Presented};
+use attestation::{Evidence, EvidenceKind, Refusal, TrustAnchors};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use clap::Args;
-use host_os::attest::{Fetched, fetch, unix_time};
+use host_os::attest::{Fetched, anchors, fetch, unix_time};
+use release::Profile;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -57,25 +59,55 @@ pub(super) fn run(args: &Fetch) -> Result<Reply, Failure> {
     let address = resolve(&args.url)?;
     let fetched =
         block_on(async { fetch(address).await.map_err(|error| Failure::of("no-evidence", &error)) })?;
+    let now = unix_time();
+    let handshake = handshake(&fetched, now);
     let record = Record {
         version: VERSION,
         evidence: fetched.evidence,
         nonce: hex::encode(fetched.nonce),
         tls_key: STANDARD.encode(&fetched.tls_key),
         certificate: STANDARD.encode(&fetched.certificate),
-        fetched_unix_s: unix_time(),
+        fetched_unix_s: now,
     };
     let json = serde_json::to_value(&record).map_err(|error| Failure::of("record-unwritable", &error))?;
-    let Some(path) = &args.out else { return Ok(Reply::good(format!("{json:#}"), json)) };
+    let good = handshake.is_ok();
+    let words = match &handshake {
+        Ok(kind) => format!("its TLS certificate carries authentic evidence of kind {kind} for the same key"),
+        Err(refusal) => format!("its TLS certificate does not prove its key: {refusal}"),
+    };
+    let Some(path) = &args.out else {
+        eprintln!("{address}: {words}");
+        return Ok(Reply { text: format!("{json:#}"), json, good });
+    };
     std::fs::write(path, format!("{json:#}\n")).map_err(|error| {
         Failure::new("record-unwritable", format!("cannot write {}: {error}", path.display()))
     })?;
-    let text = format!("evidence of {address} is in {}; nothing of it is verified yet", path.display());
-    Ok(Reply::good(text, json!({ "file": path })))
+    let text = format!(
+        "evidence of {address} is in {}; {words}\nwhat runs there is not verified yet: `redoubt attest verify`",
+        path.display()
+    );
+    let failures = handshake.err().map_or_else(Vec::new, |refusal| refusal.failures().to_vec());
+    Ok(Reply {
+        text,
+        json: json!({ "file": path, "handshake": { "authentic": good, "failures": failures } }),
+        good,
+    })
+}
+
+/// Whether the handshake attested its key: by evidence of whatever kind it says it is of, for `verify` to judge.
+fn handshake(fetched: &Fetched, now: u64) -> Result<EvidenceKind, Refusal> {
+    let presented = Presented::from_certificate(&fetched.certificate)?;
+    let kind = presented.evidence.kind;
+    let profile = match kind {
+        EvidenceKind::Snp => Profile::Production,
+        EvidenceKind::SimSnp => Profile::Virtual,
+    };
+    let anchors = anchors(profile).unwrap_or_else(TrustAnchors::amd);
+    presented.authenticate(&anchors, now, MAX_AGE).map(|_| kind)
 }
 
 /// The address in `https://HOST[:PORT]`.
-fn resolve(url: &str) -> Result<SocketAddr, Failure> {
+pub(super) fn resolve(url: &str) -> Result<SocketAddr, Failure> {
     let bad = |reason: &str| Failure::new("bad-url", format!("{url}: {reason}; give https://HOST:PORT"));
     let rest =
         url.strip_prefix("https://").ok_or_else(|| bad("evidence is bound to TLS, so this must be https"))?;

@@ -1,45 +1,98 @@
 //! `redoubt attest`, and what `up` says after it verified a node.
 
+mod connect;
+mod demands;
 mod fetch;
+mod inspect;
+mod source;
 mod verify;
 
 use crate::output::{Failure, Reply};
 use crate::releases::describe;
-use attestation::{Measurement, Verified};
+use attestation::handshake::{HandshakeError, Presented};
+use attestation::{Failure as Reason, Measurement, Refusal, TrustAnchors, Verified};
 use clap::Subcommand;
-use host_os::attest::{AttestError, Expectations, Fetched, anchors};
+use host_os::attest::{AttestError, Expectations};
 use host_os::config::{ConfigText, virtual_guest};
 use release::{ApprovedManifest, Profile};
 use serde_json::{Value, json};
+use source::{Piece, date};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Attest {
-    /// Fetch evidence with a fresh nonce and record it with the TLS key it came over; believes nothing
+    /// Fetch evidence with a fresh nonce and record it with the TLS key it came over
     Fetch(fetch::Fetch),
-    /// Verify recorded evidence against a release
+    /// Say what a report states, field by field, and whether it is authentic (0) or not (1); dates do not count
+    Inspect(inspect::Inspect),
+    /// Hold recorded evidence or a bare report against a policy or a release: accepted (0) or refused (1)
     Verify(verify::Verify),
+    /// Attest a node in the TLS handshake, before anything is sent
+    Connect(connect::Connect),
 }
 
 pub(crate) fn run(args: Attest) -> Result<Reply, Failure> {
     match args {
         Attest::Fetch(args) => fetch::run(&args),
+        Attest::Inspect(args) => inspect::run(&args),
         Attest::Verify(args) => verify::run(&args),
+        Attest::Connect(args) => connect::run(&args),
     }
 }
 
+/// The roots that are believed for nodes of this kind.
+pub(crate) fn trust_anchors(profile: Profile) -> Result<TrustAnchors, Failure> {
+    host_os::attest::anchors(profile).ok_or_else(|| {
+        let message = format!("this build knows no root of trust for {profile} nodes; use a build that does");
+        Failure::new("no-trust-anchors", message)
+    })
+}
+
 /// What evidence must say of a node that runs this release.
-pub(crate) fn expectations(manifest: &ApprovedManifest, profile: Profile) -> Result<Expectations, Failure> {
-    let anchors = anchors(profile).ok_or_else(|| {
-        Failure::new(
-            "no-trust-anchors",
-            format!("this build knows no root of trust for {profile} nodes; use a build that does"),
-        )
-    })?;
+pub(crate) fn expectations(
+    manifest: &ApprovedManifest,
+    anchors: TrustAnchors,
+) -> Result<Expectations, Failure> {
     let config =
         ConfigText::new(&virtual_guest()).map_err(|error| Failure::of("config-unwritable", &error))?;
     let measurements = &manifest.manifest().guest.measurements;
     let measurements = measurements.iter().map(|entry| Measurement(entry.measurement.0));
     Ok(Expectations::of_guest(measurements, config.host_data(), anchors))
+}
+
+/// The verdict on the evidence in the certificate of a record's connection, at the time of that connection: with the
+/// time when the evidence was issued, or nothing where there is none to judge.
+fn handshake<T>(
+    piece: &Piece,
+    judge: impl FnOnce(&Presented, u64) -> Result<T, Refusal>,
+) -> Result<Option<(u64, T)>, Vec<Reason>> {
+    let (Some(record), Some(fetched)) = (&piece.record, piece.fetched_unix_s) else { return Ok(None) };
+    let refused = |refusal: Refusal| refusal.failures().to_vec();
+    let presented = match Presented::from_certificate(&record.certificate) {
+        // The nonce proves the key without it.
+        Err(HandshakeError::Count(0)) => return Ok(None),
+        presented => presented.map_err(|error| refused(error.into()))?,
+    };
+    let value = judge(&presented, fetched).map_err(refused)?;
+    if presented.key != record.tls_key {
+        return Err(vec![Reason {
+            code: "report-data-mismatch",
+            expected: "one key in the certificate and in the record".to_owned(),
+            found: "two".to_owned(),
+            fix: "the record was altered: fetch the evidence again",
+        }]);
+    }
+    Ok(Some((presented.issued_unix_s, value)))
+}
+
+/// What such a verdict means, for a record.
+fn handshake_words<T>(shown: Option<&(u64, T)>, is_record: bool) -> Option<String> {
+    is_record.then(|| match shown {
+        Some((issued, _)) => {
+            format!("the TLS certificate carries evidence for the same key, issued {}", date(*issued))
+        }
+        None => "the TLS certificate carries no evidence: clients cannot attest this node in the handshake"
+            .to_owned(),
+    })
 }
 
 /// A refusal, named by its first failure.
@@ -52,13 +105,14 @@ pub(crate) fn refused(error: AttestError) -> Failure {
     Failure::of(code, &error)
 }
 
-/// What was verified, in words.
-pub(crate) fn words(manifest: &ApprovedManifest, verified: &Verified, fetched: &Fetched) -> Vec<String> {
+/// What was verified, in words: for which release, and for which nonce, where there is one.
+pub(crate) fn words(
+    manifest: Option<&ApprovedManifest>,
+    verified: &Verified,
+    nonce: Option<&[u8; 32]>,
+) -> Vec<String> {
     let report = verified.report();
     let measurement = report.measurement();
-    let vcpus =
-        manifest.manifest().guest.measurements.iter().find(|entry| entry.measurement.0 == measurement.0);
-    let vcpus = vcpus.map_or_else(String::new, |entry| format!(" for {} vCPUs", entry.vcpus));
     let chip = hex::encode(&report.chip_id()[..16]);
     let signer = match verified.kind() {
         attestation::EvidenceKind::Snp => format!("the AMD chip {chip}…"),
@@ -68,22 +122,30 @@ pub(crate) fn words(manifest: &ApprovedManifest, verified: &Verified, fetched: &
             )
         }
     };
-    vec![
-        describe(manifest),
-        format!(
+    let mut words = Vec::new();
+    if let Some(manifest) = manifest {
+        let entries = &manifest.manifest().guest.measurements;
+        let vcpus = entries.iter().find(|entry| entry.measurement.0 == measurement.0);
+        let vcpus = vcpus.map_or_else(String::new, |entry| format!(" for {} vCPUs", entry.vcpus));
+        words.push(describe(manifest));
+        words.push(format!(
             "launch measurement {measurement} is the manifest's{vcpus}: the guest is exactly these files and this command line"
-        ),
-        format!(
-            "report (version {}) signed by {signer}, VMPL {}, debugging off",
-            report.version(),
-            report.vmpl()
-        ),
-        format!("HOST_DATA {} is the hash of the guest's configuration", hex::encode(report.host_data())),
-        format!(
+        ));
+        words.push(format!(
+            "HOST_DATA {} is the hash of the guest's configuration",
+            hex::encode(report.host_data())
+        ));
+    } else {
+        words.push(format!("launch measurement {measurement} and everything else is as the policy demands"));
+    }
+    words.push(format!("report (version {}) signed by {signer}, VMPL {}", report.version(), report.vmpl()));
+    if let Some(nonce) = nonce {
+        words.push(format!(
             "REPORT_DATA binds the fresh nonce {}… and the TLS key of the connection that was used",
-            hex::encode(&fetched.nonce[..8])
-        ),
-    ]
+            hex::encode(&nonce[..8])
+        ));
+    }
+    words
 }
 
 /// The same for programs.

@@ -1,60 +1,90 @@
-//! `redoubt attest verify`: recorded evidence against a release.
+//! `redoubt attest verify`: recorded evidence, or a bare report, against a policy or a release.
 
-use super::fetch::Record;
-use super::{expectations, proof, refused, words};
+use super::demands::{Demanded, Demands};
+use super::source::{Piece, Source, date};
+use super::{handshake, handshake_words, proof, words};
 use crate::output::{Failure, Reply};
-use crate::releases::{RootArgs, manifest_path};
+use attestation::handshake::MAX_AGE;
+use attestation::policy::Demand;
+use attestation::{Failure as Reason, verify};
 use clap::Args;
-use host_os::attest::{AttestError, unix_time, verify};
-use host_os::config::ConfigText;
 use serde_json::{Value, json};
-use std::path::PathBuf;
 
 #[derive(Debug, Args)]
 pub(crate) struct Verify {
-    /// Records of `redoubt attest fetch`
-    #[arg(value_name = "FILE", required = true)]
-    files: Vec<PathBuf>,
-    /// The release's manifest, or the directory that holds it as manifest.json
-    #[arg(long, value_name = "MANIFEST")]
-    manifest: PathBuf,
     #[command(flatten)]
-    root: RootArgs,
-    /// Text of the guest's configuration, whose hash HOST_DATA must be [default: a virtual node's]
-    #[arg(long, value_name = "FILE")]
-    config: Option<PathBuf>,
+    source: Source,
+    #[command(flatten)]
+    demands: Demands,
+    /// Seconds that the evidence in a record's TLS certificate may have been old when it was fetched
+    #[arg(long, value_name = "SECONDS", default_value_t = MAX_AGE)]
+    max_age: u64,
 }
 
 pub(super) fn run(args: &Verify) -> Result<Reply, Failure> {
-    let path = manifest_path(&args.manifest);
-    let manifest = args.root.approve(&path)?;
-    let mut expected = expectations(&manifest, args.root.profile.profile())?;
-    if let Some(path) = &args.config {
-        expected.policy.host_data = attestation::policy::Demand::only([config_hash(path)?]);
+    let demanded = args.demands.load(&args.source.roots)?;
+    let at = args.source.at();
+    let (mut accepted, mut texts, mut verdicts) = (true, Vec::new(), Vec::new());
+    for piece in args.source.pieces()? {
+        let (good, text, json) = judge(&piece, &demanded, at, args.max_age)?;
+        accepted &= good;
+        texts.push(text);
+        verdicts.push(json);
     }
-    let mut texts = Vec::new();
-    let mut results = Vec::new();
-    for path in &args.files {
-        let bad = |reason: String| {
-            Failure::new("record-refused", format!("{} is no record of evidence: {reason}", path.display()))
-        };
-        let bytes = std::fs::read(path).map_err(|error| bad(error.to_string()))?;
-        let record: Record = serde_json::from_slice(&bytes).map_err(|error| bad(error.to_string()))?;
-        let age = unix_time().saturating_sub(record.fetched_unix_s);
-        let fetched = record.fetched().map_err(bad)?;
-        let verified =
-            verify(&fetched, &expected, unix_time()).map_err(AttestError::Refused).map_err(refused)?;
-        let words = words(&manifest, &verified, &fetched);
-        texts.push(format!("{} (recorded {age} s ago):\n  {}", path.display(), words.join("\n  ")));
-        results.push(json!({ "file": path, "verified": words, "proof": proof(&verified) }));
-    }
-    Ok(Reply::good(texts.join("\n"), Value::Array(results)))
+    let json = json!({ "accepted": accepted, "at_unix_s": at, "verdicts": verdicts });
+    Ok(Reply { text: texts.join("\n"), json, good: accepted })
 }
 
-fn config_hash(path: &std::path::Path) -> Result<[u8; 32], Failure> {
-    let unreadable = |error: &dyn std::fmt::Display| {
-        Failure::new("config-unreadable", format!("{}: {error}", path.display()))
+fn judge(
+    piece: &Piece,
+    demanded: &Demanded,
+    at: u64,
+    max_age: u64,
+) -> Result<(bool, String, Value), Failure> {
+    let Demanded { expected, manifest } = demanded;
+    let Piece { file, evidence, record, fetched_unix_s } = piece;
+    let listed = matches!(&expected.policy.report_data, Demand::OneOf(values) if !values.is_empty());
+    if record.is_some() && manifest.is_none() && listed {
+        let message = "the policy lists REPORT_DATA, but that of a record follows from its nonce and TLS key; leave it out";
+        return Err(Failure::usage("policy-unusable", message));
+    }
+    let verdict = match record {
+        Some(record) => host_os::attest::verify(record, expected, at),
+        None => verify(evidence, &expected.policy, &expected.anchors, at),
     };
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(&error))?;
-    Ok(ConfigText::from_text(text).host_data())
+    // The certificate was shown when the record was made, so its evidence was fresh then or never.
+    let shown = handshake(piece, |presented, fetched| {
+        presented.verify(&expected.policy, &expected.anchors, fetched, max_age)
+    });
+    let mut reasons = verdict.as_ref().map_or_else(|refusal| refusal.failures().to_vec(), |_| Vec::new());
+    for reason in shown.as_ref().err().into_iter().flatten() {
+        // What is wrong with both is said once.
+        if !reasons.contains(reason) {
+            reasons.push(reason.clone());
+        }
+    }
+    let mut heading = file.display().to_string();
+    if let Some(fetched) = fetched_unix_s {
+        heading.push_str(&format!(" (recorded {})", date(*fetched)));
+    }
+    let good = reasons.is_empty();
+    let (outcome, said, proof) = match &verdict {
+        Ok(verified) if good => {
+            let mut said = words(manifest.as_ref(), verified, record.as_ref().map(|record| &record.nonce));
+            said.extend(
+                shown.as_ref().ok().and_then(|shown| handshake_words(shown.as_ref(), record.is_some())),
+            );
+            ("accepted", said, Some(proof(verified)))
+        }
+        _ => ("REFUSED", reasons.iter().map(Reason::to_string).collect(), None),
+    };
+    let json = json!({
+        "file": file,
+        "accepted": good,
+        "failures": reasons,
+        "proof": proof,
+        "handshake_issued_unix_s": shown.ok().flatten().map(|(issued, _)| issued),
+        "fetched_unix_s": fetched_unix_s,
+    });
+    Ok((good, format!("{heading}: {outcome}\n  {}", said.join("\n  ")), json))
 }
