@@ -1,6 +1,9 @@
 //! Reports of real processors and forgeries of them: a folder beside the project, which not everyone has.
 #![allow(dead_code, reason = "each test file uses a part")]
 
+pub(crate) mod der;
+pub(crate) mod made;
+
 use attestation::{Certificates, Evidence, EvidenceKind};
 use std::{
     collections::BTreeMap,
