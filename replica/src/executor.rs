@@ -1,16 +1,19 @@
-//! The executor: the one thread that owns the engine. Messages come in by a bounded queue and are taken in
-//! batches; what a batch did is durable, then certified, then answered, in this order.
+//! The executor: the one thread that owns the engine, and some that answer queries. Messages come in by a bounded
+//! queue and are taken in batches; what a batch did is durable, then certified and shown to queries, then answered,
+//! in this order.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use execution::{
-    Engine, IngressMessage, IngressStatus, QueryMessage, QueryReply, Reject, RequestId, RunError, SubmitError,
+    Engine, IngressMessage, IngressStatus, Queries, QueryMessage, QueryReply, Reject, RequestId, RunError,
+    SubmitError,
 };
 use tokio::sync::oneshot;
 
@@ -52,15 +55,17 @@ pub enum Submitted {
     Rejected(Reject),
 }
 
-enum Command {
-    Call(Authenticated<Call>, oneshot::Sender<Result<Submitted, Unavailable>>),
-    Query(Authenticated<Query>, oneshot::Sender<QueryReply>),
-}
+/// An update call, and who waits to hear what became of it.
+struct Command(Authenticated<Call>, oneshot::Sender<Result<Submitted, Unavailable>>);
+
+/// A query, and who waits for the answer.
+struct Question(Authenticated<Query>, oneshot::Sender<QueryReply>);
 
 /// Hands messages to the executor.
 #[derive(Clone)]
 pub struct Executor {
     commands: SyncSender<Command>,
+    questions: SyncSender<Question>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -75,7 +80,16 @@ impl Executor {
         queue: usize,
     ) -> Result<(Self, JoinHandle<Result<(), RunError>>), SpawnError> {
         let (commands, received) = sync_channel(queue);
+        let (questions, asked) = sync_channel(queue);
         let stopping = Arc::new(AtomicBool::new(false));
+        let gate = Arc::new(RwLock::new(()));
+        let readers = Readers {
+            queries: engine.queries(),
+            certified: certified.clone(),
+            clock: clock.clone(),
+            gate: gate.clone(),
+            questions: Arc::new(Mutex::new(asked)),
+        };
         let mut worker = Worker {
             engine,
             certified,
@@ -83,6 +97,7 @@ impl Executor {
             pulse,
             metrics,
             waiting: HashMap::new(),
+            gate,
             commands: received,
             stopping: stopping.clone(),
         };
@@ -92,20 +107,29 @@ impl Executor {
             .name("executor".into())
             .stack_size(STACK)
             .spawn(move || worker.work())?;
-        Ok((Self { commands, stopping }, thread))
+        let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        for number in 0..processors {
+            let readers = readers.clone();
+            // They end with the last executor that could send them a question.
+            std::thread::Builder::new()
+                .name(format!("queries-{number}"))
+                .stack_size(STACK)
+                .spawn(move || readers.work())?;
+        }
+        Ok((Self { commands, questions, stopping }, thread))
     }
 
     /// Hands in an update call.
     pub async fn call(&self, call: Authenticated<Call>) -> Result<Submitted, Unavailable> {
         let (answer, answered) = oneshot::channel();
-        self.send(Command::Call(call, answer))?;
+        self.commands.try_send(Command(call, answer)).map_err(unavailable)?;
         answered.await.unwrap_or(Err(Unavailable::Stopped))
     }
 
     /// Asks a query.
     pub async fn query(&self, query: Authenticated<Query>) -> Result<QueryReply, Unavailable> {
         let (answer, answered) = oneshot::channel();
-        self.send(Command::Query(query, answer))?;
+        self.questions.try_send(Question(query, answer)).map_err(unavailable)?;
         answered.await.map_err(|_| Unavailable::Stopped)
     }
 
@@ -113,12 +137,47 @@ impl Executor {
     pub fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
     }
+}
 
-    fn send(&self, command: Command) -> Result<(), Unavailable> {
-        self.commands.try_send(command).map_err(|error| match error {
-            TrySendError::Full(_) => Unavailable::Busy,
-            TrySendError::Disconnected(_) => Unavailable::Stopped,
-        })
+fn unavailable<T>(error: TrySendError<T>) -> Unavailable {
+    match error {
+        TrySendError::Full(_) => Unavailable::Busy,
+        TrySendError::Disconnected(_) => Unavailable::Stopped,
+    }
+}
+
+/// What answers queries, one thread for each processor.
+#[derive(Clone)]
+struct Readers {
+    queries: Queries,
+    certified: Arc<CertifiedState>,
+    clock: Clock,
+    gate: Arc<RwLock<()>>,
+    questions: Arc<Mutex<Receiver<Question>>>,
+}
+
+impl Readers {
+    fn work(self) {
+        loop {
+            let question = self.questions.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            let Ok(Question(query, answer)) = question else { return };
+            // Whoever gave up waiting for an answer is not told.
+            let _ = answer.send(self.answer(query));
+        }
+    }
+
+    fn answer(&self, query: Authenticated<Query>) -> QueryReply {
+        let now_ns = (self.clock)();
+        let sender = query.sender();
+        let Query { canister, method, arg } = query.into_content();
+        // The certificate is about the state that the query reads.
+        let (state, certificate) = {
+            let _open = self.gate.read().unwrap_or_else(PoisonError::into_inner);
+            (self.queries.published(), self.certified.data_certificate(&canister, now_ns))
+        };
+        let data_certificate = Some(certificate);
+        let message = QueryMessage { sender, canister, method, arg, data_certificate };
+        self.queries.query_at(&state, message, now_ns)
     }
 }
 
@@ -130,6 +189,8 @@ struct Worker {
     metrics: Arc<Metrics>,
     /// Who wants to know when a request has finished.
     waiting: HashMap<RequestId, Vec<oneshot::Sender<()>>>,
+    /// Closed while what queries read and what is certified about it change.
+    gate: Arc<RwLock<()>>,
     commands: Receiver<Command>,
     stopping: Arc<AtomicBool>,
 }
@@ -148,18 +209,15 @@ impl Worker {
             self.pulse.busy();
             let more: Vec<_> = self.commands.try_iter().take(BATCH).collect();
             let mut submitted = Vec::new();
-            for command in first.into_iter().chain(more) {
-                // Whoever gave up waiting for an answer is not told.
-                match command {
-                    Command::Call(call, answer) => submitted.push((answer, self.submit(call))),
-                    Command::Query(query, answer) => drop(answer.send(self.query(query))),
-                }
+            for Command(call, answer) in first.into_iter().chain(more) {
+                submitted.push((answer, self.submit(call)));
             }
             // Who is told that a message is accepted finds it in the state tree.
             if !submitted.is_empty() {
                 self.publish();
             }
             for (answer, outcome) in submitted {
+                // Whoever gave up waiting for an answer is not told.
                 drop(answer.send(outcome));
             }
             idle = self.engine.run((self.clock)())?.idle;
@@ -200,14 +258,6 @@ impl Worker {
         Ok(Submitted::Accepted(finished))
     }
 
-    fn query(&mut self, query: Authenticated<Query>) -> QueryReply {
-        let now_ns = (self.clock)();
-        let sender = query.sender();
-        let Query { canister, method, arg } = query.into_content();
-        let data_certificate = Some(self.certified.data_certificate(&canister, now_ns));
-        self.engine.query(QueryMessage { sender, canister, method, arg, data_certificate }, now_ns)
-    }
-
     /// Shows what was committed.
     fn publish(&mut self) {
         let changes = self.engine.take_changes();
@@ -220,7 +270,11 @@ impl Worker {
             Some(view) => Change::Canister(view),
             None => Change::NoCanister(*id),
         });
-        self.certified.update(requests.chain(canisters));
+        {
+            let _closed = self.gate.write().unwrap_or_else(PoisonError::into_inner);
+            self.certified.update(requests.chain(canisters));
+            engine.publish();
+        }
         let heap = engine.heap_status();
         self.metrics.heap_epoch.store(heap.epoch, Ordering::Relaxed);
         self.metrics.heap_used.store(heap.used, Ordering::Relaxed);

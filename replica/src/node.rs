@@ -163,6 +163,7 @@ impl Node {
                 canister_range: CANISTERS,
                 randomness: Box::new(random),
                 limits: execution_limits(),
+                lazy_memory: true,
             },
         )?;
         let topology = Topology {

@@ -262,6 +262,9 @@ pub struct Config {
     pub randomness: Randomness,
     /// Limits per message.
     pub limits: Limits,
+    /// Read pages of memories when they are touched, where the machine offers userfaultfd. Otherwise a memory is
+    /// read as a whole when its canister is first called.
+    pub lazy_memory: bool,
 }
 
 impl fmt::Debug for Config {
@@ -344,6 +347,12 @@ pub enum OpenError {
     Module {
         /// The canister.
         canister: Principal,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Something in the heap cannot be read.
+    #[error("the heap cannot be read: {why}")]
+    Read {
         /// What is wrong with it.
         why: String,
     },

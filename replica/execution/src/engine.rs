@@ -1,19 +1,20 @@
 //! The engine: takes messages, executes them one after the other, and makes each durable before it shows.
 
 use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use candid::Principal;
-use heap::{Batch, Change, CommitError, Heap, PAGE, SpaceId};
 
 use crate::api::{
     CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, OpenError, Progress,
-    QueryMessage, QueryReply, Reject, RequestId, RunError, SubmitError,
+    QueryMessage, QueryReply, Randomness, Reject, RequestId, RunError, SubmitError,
 };
-use crate::instance::{Code, Wasm};
+use crate::instance::{Code, Program, Wasm, cannot_start};
 use crate::messages::{HEARTBEAT, TIMER};
-use crate::prepare::prepare;
-use crate::stable::Overlay;
-use crate::state::{Canister, Lent, Message, Origin, Run, State, StatusRecord, World};
+use crate::query::Queries;
+use crate::state::{Canister, Lent, Message, Origin, Run, State, StatusRecord, Subnet, World};
+use crate::store::{Batch, CommitError, Heap, PAGE, Page, ReadError, Snapshot, SpaceId};
+use crate::working::{Current, Loader};
 
 /// Time between two heartbeats of a canister, in ns.
 const HEARTBEAT_NS: u64 = 1_000_000_000;
@@ -22,8 +23,13 @@ const SWEEP_NS: u64 = 10_000_000_000;
 
 /// Executes canisters over a heap. One thread owns it.
 pub struct Engine {
+    heap: Heap,
     pub(crate) world: Lent<World>,
-    pub(crate) wasm: Wasm,
+    pub(crate) wasm: Arc<Wasm>,
+    /// The last committed state, from which the canisters' memories are filled.
+    pub(crate) current: Current,
+    pub(crate) queries: Queries,
+    pub(crate) randomness: Randomness,
     /// Code of those canisters that have some.
     pub(crate) codes: BTreeMap<Principal, Code>,
     /// Instructions executed in this run.
@@ -40,38 +46,72 @@ pub(crate) enum Kept {
     Memory(Principal),
     /// New code, with its memory.
     Code(Box<NewCode>),
-    /// A canister without code from now on, and its number.
-    Gone(Principal, u64),
+    /// Whole spaces, and what becomes of the code that used them.
+    Spaces(Vec<SpaceChange>, CodeChange),
+}
+
+/// A change of all spaces of a canister or snapshot, by its number.
+pub(crate) enum SpaceChange {
+    Clone { from: u64, to: u64 },
+    Delete { number: u64 },
+}
+
+/// A change of a canister's code beside its installation.
+pub(crate) enum CodeChange {
+    Same,
+    Gone(Principal),
+    New(Principal, Arc<Program>),
 }
 
 /// Code that was installed and not committed yet.
 pub(crate) struct NewCode {
     pub(crate) canister: Principal,
     pub(crate) code: Code,
-    /// The module as uploaded.
+    /// The module as uploaded, padded with zeros to whole pages.
     pub(crate) module: Vec<u8>,
+    /// Its memory takes the place of the one that was there, rather than changing it.
+    pub(crate) new_memory: bool,
 }
 
 impl Engine {
     /// Takes over a heap and what is on it: canisters, queues, statuses. Calls under way go on with
     /// [`run`](Self::run).
-    pub fn open(heap: Heap, config: Config) -> Result<Self, OpenError> {
-        let wasm = Wasm::new().map_err(|error| OpenError::Wasmtime(format!("{error:#}")))?;
-        let state = State::load(&heap)?;
+    pub fn open(heap: heap::Heap, config: Config) -> Result<Self, OpenError> {
+        let heap = Heap::new(heap);
+        let Config {
+            subnet_id, root_public_key_der, canister_range, randomness, limits, lazy_memory, ..
+        } = config;
+        let wasm = Wasm::new(if lazy_memory { Loader::lazy() } else { Loader::whole() });
+        let wasm = Arc::new(wasm.map_err(|error| OpenError::Wasmtime(format!("{error:#}")))?);
+        let config = Arc::new(Subnet { subnet_id, root_public_key_der, canister_range, limits });
+        let snapshot = heap.snapshot();
+        let queries = Queries::new(wasm.clone(), config.clone(), snapshot.clone());
+        let state = State::load(&snapshot)?;
         let mut codes = BTreeMap::new();
         for (id, canister) in state.canisters.committed() {
-            if let Some(module) = read_module(&heap, canister) {
-                let prepared = prepare(&module, config.limits.module_bytes)
-                    .map_err(|error| OpenError::Module { canister: *id, why: error.to_string() })?;
-                codes.insert(*id, Code::new(prepared));
+            if let Some(program) = queries.program(&snapshot, canister)? {
+                codes.insert(*id, Code::new(program));
             }
         }
         let changes = Changes {
             requests: state.statuses.committed().keys().copied().collect(),
             canisters: state.canisters.committed().keys().copied().collect(),
         };
-        let world = Lent::new(World { heap, state, overlay: Overlay::default(), config, now_ns: 0 });
-        Ok(Self { world, wasm, codes, instructions: 0, heartbeat_ns: 0, sweep_ns: 0, changes })
+        let current = Arc::new(RwLock::new(Some(snapshot.clone())));
+        let world = World::new(snapshot, state, config, 0);
+        Ok(Self {
+            heap,
+            world,
+            wasm,
+            current,
+            queries,
+            randomness,
+            codes,
+            instructions: 0,
+            heartbeat_ns: 0,
+            sweep_ns: 0,
+            changes,
+        })
     }
 
     /// Sets the time that canisters see; it never goes back.
@@ -168,7 +208,7 @@ impl Engine {
         let canister = match &kept {
             Kept::Memory(id) => Some(*id),
             Kept::Code(new) => Some(new.canister),
-            Kept::Nothing | Kept::Gone(..) => None,
+            Kept::Nothing | Kept::Spaces(..) => None,
         };
         let Err(error) = self.commit(kept) else { return Ok(()) };
         tracing::error!("a message could not be committed: {error}");
@@ -197,48 +237,86 @@ impl Engine {
     }
 
     /// Makes the pending changes durable and then visible. After an error they are still pending.
-    fn commit(&mut self, kept: Kept) -> Result<(), CommitError> {
-        let mut batch = Batch::default();
-        let mut kept = kept;
+    pub(crate) fn commit(&mut self, mut kept: Kept) -> Result<(), CommitError> {
         match &mut kept {
-            Kept::Nothing => {}
             Kept::Memory(id) => {
                 if let Some(code) = self.codes.get_mut(id) {
-                    write_program(&mut self.world, code, *id, &mut batch);
+                    collect(&mut self.world, code, *id);
                     if let Some(canister) = self.world.state.canisters.get_mut(id) {
                         canister.version += 1;
                     }
                 }
             }
-            Kept::Code(new) => {
-                write_program(&mut self.world, &mut new.code, new.canister, &mut batch);
-                if let Some(canister) = self.world.state.canisters.get(&new.canister) {
-                    write_module(canister.module_space(), &new.module, &mut batch);
+            Kept::Code(new) => collect(&mut self.world, &mut new.code, new.canister),
+            Kept::Nothing | Kept::Spaces(..) => {}
+        }
+        let mut batch = Batch::new();
+        let record = |id| self.world.state.canisters.get(id);
+        match &kept {
+            Kept::Nothing => {}
+            Kept::Memory(id) => {
+                if let (Some(canister), Some(code)) = (record(id), self.codes.get(id)) {
+                    code.write_memory(canister.memory_space(), &mut batch);
                 }
             }
-            Kept::Gone(_, number) => {
-                let nobody = Canister::new(*number, Default::default(), 0);
-                for space in [nobody.memory_space(), nobody.stable_space(), nobody.module_space()] {
-                    batch.changes.push(Change::Drop { space });
+            Kept::Code(new) => {
+                if let Some(canister) = record(&new.canister) {
+                    if new.new_memory {
+                        batch.delete_space(canister.memory_space());
+                    }
+                    new.code.write_memory(canister.memory_space(), &mut batch);
+                    let (pages, _) = new.module.as_chunks::<PAGE>();
+                    batch.resize(canister.module_space(), pages.len() as u64);
+                    for (number, page) in (0..).zip(pages) {
+                        batch.put_page(canister.module_space(), number, page);
+                    }
+                }
+            }
+            Kept::Spaces(changes, _) => {
+                for change in changes {
+                    match change {
+                        SpaceChange::Clone { from, to } => {
+                            for (from, to) in spaces_of(*from).into_iter().zip(spaces_of(*to)) {
+                                batch.clone_space(from, to);
+                            }
+                        }
+                        SpaceChange::Delete { number } => {
+                            for space in spaces_of(*number) {
+                                batch.delete_space(space);
+                            }
+                        }
+                    }
                 }
             }
         }
         self.world.overlay.commit(&mut batch);
         self.world.state.write(&mut batch);
-        if !batch.changes.is_empty() {
-            self.world.heap.commit(batch)?;
+        if !batch.is_empty() {
+            self.heap.commit(&batch)?;
+            let snapshot = self.heap.snapshot();
+            *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
+            self.world.snapshot = snapshot;
         }
         self.note_changes();
         self.world.state.settle();
         self.world.overlay.clear();
         match kept {
-            Kept::Code(new) => {
+            Kept::Code(mut new) => {
+                new.code.settle();
                 self.codes.insert(new.canister, new.code);
             }
-            Kept::Gone(id, _) => {
+            Kept::Memory(id) => {
+                if let Some(code) = self.codes.get_mut(&id) {
+                    code.settle();
+                }
+            }
+            Kept::Spaces(_, CodeChange::Gone(id)) => {
                 self.codes.remove(&id);
             }
-            Kept::Nothing | Kept::Memory(_) => {}
+            Kept::Spaces(_, CodeChange::New(id, program)) => {
+                self.codes.insert(id, Code::new(program));
+            }
+            Kept::Nothing | Kept::Spaces(_, CodeChange::Same) => {}
         }
         Ok(())
     }
@@ -267,16 +345,15 @@ impl Engine {
     pub(crate) fn attach(&mut self, id: Principal) -> Result<(), Reject> {
         let canister = self.world.state.canisters.committed().get(&id);
         if let (Some(canister), Some(code)) = (canister, self.codes.get_mut(&id)) {
-            code.attach(&self.wasm, &self.world, canister).map_err(|why| {
-                let text = format!("Error from Canister {id}: its program cannot be started: {why}");
-                Reject::new(ErrorCode::CanisterInvalidWasm, text)
-            })?;
+            code.attach(&self.wasm, &self.world, &self.current, canister)
+                .map_err(|why| cannot_start(id, &why))?;
         }
         Ok(())
     }
 
     fn beats(&self, id: &Principal, canister: &Canister) -> bool {
-        matches!(canister.run, Run::Running) && self.codes.get(id).is_some_and(|code| code.prepared.heartbeat)
+        matches!(canister.run, Run::Running)
+            && self.codes.get(id).is_some_and(|code| code.program.prepared.heartbeat)
     }
 
     /// When a canister's timer is due, if ever.
@@ -352,13 +429,28 @@ impl Engine {
         self.world.state.statuses.committed().iter().map(|(id, record)| (id, &record.status))
     }
 
-    /// Answers a query from the last committed state, which it does not change.
+    /// Answers a query from the last committed state, which it does not change. Other threads use
+    /// [`queries`](Self::queries).
     pub fn query(&mut self, message: QueryMessage, now_ns: u64) -> QueryReply {
         self.set_time(now_ns);
-        match self.run_query(message) {
-            Ok(reply) => QueryReply::Replied(reply),
-            Err(reject) => QueryReply::Rejected(reject),
-        }
+        self.publish();
+        self.queries.query(message, self.world.now_ns)
+    }
+
+    /// Answers queries on other threads, from the state that was last [published](Self::publish).
+    pub fn queries(&self) -> Queries {
+        self.queries.clone()
+    }
+
+    /// Lets queries see all that is committed.
+    pub fn publish(&self) {
+        self.queries.publish(self.world.snapshot.clone());
+    }
+
+    /// Pages of memories are read when they are touched. Otherwise the machine does not offer userfaultfd, and a
+    /// memory is read as a whole when its canister is first called.
+    pub fn lazy_memory(&self) -> bool {
+        self.wasm.loader.is_lazy()
     }
 
     /// One canister.
@@ -378,41 +470,40 @@ impl Engine {
             module_hash: canister.module.as_ref().map(|module| &module.hash),
             controllers: &canister.controllers,
             certified_data: &canister.certified_data,
-            metadata: self.codes.get(id).map(|code| &code.prepared.metadata),
+            metadata: self.codes.get(id).map(|code| &code.program.prepared.metadata),
         }
     }
 
     /// Figures about the heap.
     pub fn heap_status(&self) -> heap::Status {
-        self.world.heap.status()
+        self.heap.status()
     }
 }
 
-/// Adds a program's memory to a batch, and its globals to the pending records.
-fn write_program(world: &mut World, code: &mut Code, id: Principal, batch: &mut Batch) {
+/// Ends a program's execution: lists what changed in its memory, and puts its globals into the pending records.
+fn collect(world: &mut World, code: &mut Code, id: Principal) {
+    code.collect();
     let globals = code.globals();
     if let Some(canister) = world.state.canisters.get_mut(&id) {
         canister.globals = globals;
     }
-    if let Some(canister) = world.state.canisters.get(&id) {
-        code.write_memory(world, canister, batch);
-    }
 }
 
-fn write_module(space: SpaceId, module: &[u8], batch: &mut Batch) {
-    let pages = module.chunks(PAGE);
-    batch.changes.push(Change::Resize { space, pages: pages.len() as u64 });
-    for (page, bytes) in (0..).zip(pages) {
-        let mut data = Box::new([0; PAGE]);
-        data[..bytes.len()].copy_from_slice(bytes);
-        batch.changes.push(Change::Page { space, page, data });
-    }
+/// The spaces of a canister or snapshot with this number.
+fn spaces_of(number: u64) -> [SpaceId; 3] {
+    let nobody = Canister::new(number, [].into(), 0);
+    [nobody.memory_space(), nobody.stable_space(), nobody.module_space()]
 }
 
-fn read_module(heap: &Heap, canister: &Canister) -> Option<Vec<u8>> {
-    let record = canister.module.as_ref()?;
-    let space = heap.space(canister.module_space())?;
-    let mut module: Vec<u8> = (0..space.pages()).flat_map(|page| space.page(page).iter().copied()).collect();
+/// The module of a canister, as it was uploaded.
+pub(crate) fn read_module(snapshot: &Snapshot, canister: &Canister) -> Result<Option<Vec<u8>>, ReadError> {
+    let Some(record) = &canister.module else { return Ok(None) };
+    let mut module = Vec::new();
+    let mut data: Page = [0; PAGE];
+    for page in 0..snapshot.space_pages(canister.module_space())?.unwrap_or(0) {
+        snapshot.read_page(canister.module_space(), page, &mut data)?;
+        module.extend_from_slice(&data);
+    }
     module.truncate(record.bytes as usize);
-    Some(module)
+    Ok(Some(module))
 }

@@ -1,54 +1,95 @@
-//! Live wasm instances: one per canister, compiled at first use and taken back to the committed image after
+//! Live wasm instances: compiled at first use, filled from a snapshot as they go, and taken back to it after
 //! whatever must leave no trace.
 
+use std::sync::{Arc, OnceLock};
+
 use candid::Principal;
-use heap::Batch;
 use wasmtime::{
-    Config, Engine, Global, Instance, InstancePre, Linker, Module, OptLevel, Ref, Store, StoreLimits,
-    StoreLimitsBuilder, Trap, V128, Val,
+    Caller, Config, Engine, Global, Instance, InstancePre, Linker, Module, OperatorCost, OptLevel, Ref,
+    ResourceLimiter, Store, Trap, V128, Val,
 };
 
 use crate::api::{ErrorCode, Limits, Reject};
-use crate::memory;
-use crate::prepare::{GlobalType, MEMORY, Prepared, START, TABLE};
+use crate::prepare::{ADDED, GlobalType, MARK, MARK_RANGE, MEMORY, Prepared, START, TABLE};
 use crate::state::{Canister, Closure, Lent, WASM_PAGE, World};
+use crate::store::{Batch, PAGE, SpaceId};
 use crate::syscalls::{Call, Context, Mode, Pointer, Stop, link, link_legacy};
+use crate::working::{
+    CARD_BYTES, Creator, Current, GUARD, Loader, RESERVATION, Undone, Working, with_memories,
+};
 
 /// Stack that a program may use, in bytes; the engine's thread needs twice that.
 const MAX_STACK: usize = 1 << 20;
-/// Address space kept for each memory, above the largest memory, so that a growing memory never moves.
-const RESERVATION: u64 = 8 << 30;
 /// Most elements of a table.
 const MAX_TABLE: usize = 1 << 20;
+/// Pages of a program's memory, of 4 KiB, in one wasm page.
+const PER_WASM_PAGE: u64 = WASM_PAGE / PAGE as u64;
 
-/// The compiler and the system calls.
+/// The compiler, the system calls, and what fills memories.
 pub(crate) struct Wasm {
     engine: Engine,
     linker32: Linker<Context>,
     linker64: Linker<Context>,
+    pub(crate) loader: Loader,
 }
 
 impl Wasm {
-    pub(crate) fn new() -> wasmtime::Result<Self> {
+    pub(crate) fn new(loader: Loader) -> wasmtime::Result<Self> {
         let mut config = Config::new();
         config
             .consume_fuel(true)
+            .operator_cost(only_nops_cost()?)
             .cranelift_nan_canonicalization(true)
             .wasm_relaxed_simd(false)
+            .wasm_multi_memory(true)
+            .wasm_branch_hinting(true)
             .cranelift_opt_level(OptLevel::Speed)
             .wasm_backtrace_max_frames(None)
             .native_unwind_info(false)
             .generate_address_map(false)
             .memory_init_cow(false)
-            .memory_reservation(RESERVATION)
+            .memory_may_move(false)
+            .memory_reservation(RESERVATION as u64)
+            .memory_guard_size(GUARD as u64)
+            .with_host_memory(Arc::new(Creator))
             .max_wasm_stack(MAX_STACK);
         let engine = Engine::new(&config)?;
         let (mut linker32, mut linker64) = (Linker::new(&engine), Linker::new(&engine));
+        link_marks::<i32>(&mut linker32)?;
+        link_marks::<i64>(&mut linker64)?;
         link::<i32>(&mut linker32)?;
         link_legacy(&mut linker32)?;
         link::<i64>(&mut linker64)?;
-        Ok(Self { engine, linker32, linker64 })
+        Ok(Self { engine, linker32, linker64, loader })
     }
+}
+
+/// The costs that prepared modules count on: `nop` one, bulk instructions by the byte as always, the rest nothing.
+/// The table has a field for each of hundreds of instructions; serialisation reaches them all.
+fn only_nops_cost() -> wasmtime::Result<OperatorCost> {
+    use ciborium::Value;
+    let mut table = Value::serialized(&OperatorCost::new())?;
+    if let Value::Map(fields) = &mut table {
+        for (name, cost) in fields {
+            if matches!(cost, Value::Integer(_)) {
+                *cost = Value::from(u8::from(name.as_text() == Some("Nop")));
+            }
+        }
+    }
+    Ok(table.deserialized()?)
+}
+
+/// What prepared modules tell before they change their memory.
+fn link_marks<P: Pointer>(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
+    linker.func_wrap(ADDED, MARK, |mut caller: Caller<'_, Context>, page: i32| {
+        if let Some(working) = &mut caller.data_mut().working {
+            working.mark(page.cast_unsigned());
+        }
+    })?;
+    linker.func_wrap(ADDED, MARK_RANGE, |mut caller: Caller<'_, Context>, start: P, length: P| {
+        caller.data_mut().mark(start.get(), length.get());
+    })?;
+    Ok(())
 }
 
 /// What to run.
@@ -67,124 +108,199 @@ pub(crate) struct Ran {
     pub(crate) instructions: u64,
 }
 
+/// A module, compiled at first use. Instances of several canisters, and those for queries, share it.
+pub(crate) struct Program {
+    pub(crate) prepared: Prepared,
+    pre: OnceLock<Result<InstancePre<Context>, String>>,
+}
+
+impl Program {
+    pub(crate) fn new(prepared: Prepared) -> Arc<Self> {
+        Arc::new(Self { prepared, pre: OnceLock::new() })
+    }
+
+    /// Compiles, if that was not done. The error says what is wrong with the module.
+    pub(crate) fn compile(&self, wasm: &Wasm) -> Result<&InstancePre<Context>, String> {
+        let compile = || {
+            let linker = if self.prepared.memory64 { &wasm.linker64 } else { &wasm.linker32 };
+            let module = Module::new(&wasm.engine, &self.prepared.wasm);
+            let pre = module.and_then(|module| linker.instantiate_pre(&module));
+            pre.map_err(|error| format!("{error:#}"))
+        };
+        self.pre.get_or_init(compile).as_ref().map_err(Clone::clone)
+    }
+
+    fn most_bytes(&self, limits: &Limits) -> u64 {
+        if self.prepared.memory64 { limits.memory64_bytes } else { limits.memory32_bytes }
+    }
+}
+
 /// The code of one canister, and its instance once there is one.
 pub(crate) struct Code {
-    pub(crate) prepared: Prepared,
-    pre: Option<InstancePre<Context>>,
+    pub(crate) program: Arc<Program>,
     live: Option<Live>,
 }
 
 impl Code {
-    pub(crate) fn new(prepared: Prepared) -> Self {
-        Self { prepared, pre: None, live: None }
+    pub(crate) fn new(program: Arc<Program>) -> Self {
+        Self { program, live: None }
     }
 
-    /// Compiles, if that was not done. The error says what is wrong with the module.
-    pub(crate) fn compile(&mut self, wasm: &Wasm) -> Result<&InstancePre<Context>, String> {
-        let pre = match self.pre.take() {
-            Some(pre) => pre,
-            None => {
-                let linker = if self.prepared.memory64 { &wasm.linker64 } else { &wasm.linker32 };
-                let module = Module::new(&wasm.engine, &self.prepared.wasm);
-                let pre = module.and_then(|module| linker.instantiate_pre(&module));
-                pre.map_err(|error| format!("{error:#}"))?
-            }
-        };
-        Ok(self.pre.insert(pre))
-    }
-
-    /// Makes an instance with `pages` wasm pages of zeros, or more if the module asks for more.
-    pub(crate) fn instantiate(&mut self, wasm: &Wasm, limits: &Limits, pages: u64) -> Result<(), String> {
+    /// Makes an instance whose memory is new.
+    pub(crate) fn instantiate(
+        &mut self,
+        wasm: &Wasm,
+        limits: &Limits,
+        current: Current,
+        space: SpaceId,
+    ) -> Result<(), String> {
         self.live = None;
-        let most = if self.prepared.memory64 { limits.memory64_bytes } else { limits.memory32_bytes };
-        let pre = self.compile(wasm)?.clone();
-        self.live = Some(Live::new(&pre, &self.prepared, most, pages).map_err(|error| format!("{error:#}"))?);
+        self.live = Some(Live::attached(wasm, &self.program, limits, current, space, 0)?);
+        Ok(())
+    }
+
+    /// Makes an instance that goes on with the memory of another program, uncommitted changes included.
+    pub(crate) fn instantiate_keeping(
+        &mut self,
+        wasm: &Wasm,
+        limits: &Limits,
+        current: Current,
+        space: SpaceId,
+        from: &mut Self,
+    ) -> Result<(), String> {
+        let Some(from) = from.live.as_mut().and_then(|live| live.store.data_mut().working.as_mut()) else {
+            return Err("there is no memory to keep".to_owned());
+        };
+        let mut live = Live::attached(wasm, &self.program, limits, current, space, from.committed_pages())?;
+        live.grow(from.pages())?;
+        if let Some(working) = &mut live.store.data_mut().working {
+            working.adopt(from);
+        }
+        self.live = Some(live);
         Ok(())
     }
 
     /// Writes the data segments, as instantiation of the uploaded module would have.
     pub(crate) fn write_data(&mut self) -> Result<(), String> {
-        let Some(live) = &mut self.live else { return Ok(()) };
-        let memory = live.memory_mut();
-        for (address, bytes) in &self.prepared.data {
-            let start = usize::try_from(*address).ok();
-            let target = start.and_then(|start| memory.get_mut(start..start.checked_add(bytes.len())?));
-            let Some(target) = target else {
+        let working = self.live.as_mut().and_then(|live| live.store.data_mut().working.as_mut());
+        let Some(working) = working else { return Ok(()) };
+        for (address, bytes) in &self.program.prepared.data {
+            if !working.write_bytes(*address, bytes) {
                 return Err(format!(
                     "data segment of {} bytes at {address} is outside the memory",
                     bytes.len()
                 ));
-            };
-            target.copy_from_slice(bytes);
+            }
         }
         Ok(())
     }
 
-    /// The working memory.
-    pub(crate) fn memory(&self) -> &[u8] {
-        self.live.as_ref().map_or(&[], Live::memory)
-    }
-
-    /// Copies another program's memory into this one, which was instantiated with at least that length.
-    pub(crate) fn adopt_memory(&mut self, from: &[u8]) {
-        if let Some(target) = self.live.as_mut().and_then(|live| live.memory_mut().get_mut(..from.len())) {
-            target.copy_from_slice(from);
-        }
-    }
-
-    /// Makes sure that the instance is there and holds the committed image.
-    pub(crate) fn attach(&mut self, wasm: &Wasm, world: &World, canister: &Canister) -> Result<(), String> {
+    /// Makes sure that the instance is there and holds the committed image, which `current` shows.
+    pub(crate) fn attach(
+        &mut self,
+        wasm: &Wasm,
+        world: &World,
+        current: &Current,
+        canister: &Canister,
+    ) -> Result<(), String> {
         if self.live.is_some() {
             return Ok(());
         }
-        let space = world.heap.space(canister.memory_space());
-        let pages = space.map_or(0, |space| space.pages() * heap::PAGE as u64 / WASM_PAGE);
-        self.instantiate(wasm, &world.config.limits, pages)?;
-        if let Some(live) = &mut self.live {
-            if let Some(space) = space {
-                memory::load(space, live.memory_mut());
-            }
-            live.set_globals(&self.prepared, &canister.globals);
-        }
+        let space = canister.memory_space();
+        let pages = world.snapshot.space_pages(space).map_err(|error| error.to_string())?.unwrap_or(0);
+        let limits = &world.config.limits;
+        let mut live = Live::attached(wasm, &self.program, limits, current.clone(), space, pages)?;
+        live.set_globals(&self.program.prepared, &canister.globals);
+        self.live = Some(live);
         Ok(())
     }
 
     /// Runs code with at most `call.limit` instructions. Changes of memory and globals stay in the instance,
     /// all others in the world, until they are committed or rolled back.
-    pub(crate) fn run(&mut self, wasm: &Wasm, world: &mut Lent<World>, entry: Entry<'_>, call: Call) -> Ran {
+    pub(crate) fn run(
+        &mut self,
+        wasm: &Wasm,
+        world: &mut Lent<World>,
+        current: &Current,
+        entry: Entry<'_>,
+        call: Call,
+    ) -> Ran {
         let id = call.canister;
         let attached = match world.state.canisters.committed().get(&id) {
-            Some(canister) => self.attach(wasm, world, canister),
+            Some(canister) => self.attach(wasm, world, current, canister),
             None => Ok(()),
         };
         match (attached, &mut self.live) {
-            (Ok(()), Some(live)) => live.run(self.prepared.memory64, world, entry, call),
+            (Ok(()), Some(live)) => live.run(self.program.prepared.memory64, world, entry, call),
             (attached, _) => {
                 let why = attached.err().unwrap_or_else(|| "there is no instance".to_owned());
-                let text = format!("Error from Canister {id}: its program cannot be started: {why}");
-                let result = Err(Reject::new(ErrorCode::CanisterInvalidWasm, text));
-                Ran { call, result, instructions: 0 }
+                Ran { result: Err(cannot_start(id, &why)), call, instructions: 0 }
             }
         }
     }
 
-    /// Takes memory and globals back to the committed image.
-    pub(crate) fn roll_back(&mut self, world: &World, canister: &Canister) {
-        if let Some(live) = &mut self.live {
-            let space = world.heap.space(canister.memory_space());
-            if memory::restore(space, live.memory_mut()) {
-                live.set_globals(&self.prepared, &canister.globals);
-            } else {
-                // It is made anew at next use.
-                self.live = None;
+    /// Takes memory and globals back to the committed image. If that fails, the instance is made anew at its next
+    /// use.
+    pub(crate) fn roll_back(&mut self, wasm: &Wasm, limits: &Limits, canister: &Canister) {
+        let Some(live) = self.live.take() else { return };
+        match live.rolled_back(wasm, &self.program, limits) {
+            Ok(mut live) => {
+                live.set_globals(&self.program.prepared, &canister.globals);
+                self.live = Some(live);
+            }
+            Err(why) => {
+                tracing::warn!("memory is read from the heap again, for it could not be restored: {why}")
             }
         }
     }
 
-    /// Adds to a batch what the instance's memory differs in from the committed image.
-    pub(crate) fn write_memory(&self, world: &World, canister: &Canister, batch: &mut Batch) {
-        let space = canister.memory_space();
-        memory::write_changes(space, world.heap.space(space), self.memory(), batch);
+    /// Ends the list of changed pages.
+    pub(crate) fn collect(&mut self) {
+        if let Some(working) = self.live.as_mut().and_then(|live| live.store.data_mut().working.as_mut()) {
+            working.collect();
+        }
+    }
+
+    fn working(&self) -> Option<&Working> {
+        self.live.as_ref().and_then(|live| live.store.data().working.as_ref())
+    }
+
+    /// Adds what changed in the memory since the last commit; [`collect`](Self::collect) comes first.
+    pub(crate) fn write_memory<'a>(&'a self, space: SpaceId, batch: &mut Batch<'a>) {
+        if let Some(working) = self.working() {
+            working.write(space, batch);
+        }
+    }
+
+    /// The changes are durable.
+    pub(crate) fn settle(&mut self) {
+        if let Some(working) = self.live.as_mut().and_then(|live| live.store.data_mut().working.as_mut()) {
+            working.settle();
+        }
+    }
+
+    /// Seconds for one call of an export that makes no system call.
+    #[cfg(feature = "bench")]
+    pub(crate) fn bare(&mut self, export: &str, calls: u32) -> wasmtime::Result<f64> {
+        let live = self.live.as_mut().ok_or_else(|| wasmtime::Error::msg("there is no instance"))?;
+        let function = live.instance.get_typed_func::<(), ()>(&mut live.store, export)?;
+        live.store.set_fuel(u64::MAX)?;
+        let start = std::time::Instant::now();
+        for _ in 0..calls {
+            function.call(&mut live.store, ())?;
+        }
+        Ok(start.elapsed().as_secs_f64() / f64::from(calls))
+    }
+
+    /// Where the memory lies, and its length in bytes.
+    #[cfg(test)]
+    pub(crate) fn memory_range(&self) -> (usize, usize) {
+        self.working().map_or((0, 0), Working::range)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn memory_page(&self, page: u64) -> &crate::store::Page {
+        self.working().unwrap().page(page)
     }
 
     /// Bits of the mutable globals.
@@ -193,53 +309,113 @@ impl Code {
     }
 }
 
-struct Live {
+pub(crate) fn cannot_start(canister: Principal, why: &str) -> Reject {
+    let text = format!("Error from Canister {canister}: its program cannot be started: {why}");
+    Reject::new(ErrorCode::CanisterInvalidWasm, text)
+}
+
+/// What an instance may have at most.
+pub(crate) struct Most {
+    memory_bytes: u64,
+}
+
+impl ResourceLimiter for Most {
+    fn memory_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        // The memory of the marks is not the program's.
+        let marks = desired == CARD_BYTES && maximum == Some(CARD_BYTES);
+        Ok(marks || desired as u64 <= self.memory_bytes)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= MAX_TABLE)
+    }
+}
+
+/// One instance.
+pub(crate) struct Live {
     store: Store<Context>,
     instance: Instance,
     globals: Vec<Global>,
 }
 
 impl Live {
-    fn new(
-        pre: &InstancePre<Context>,
-        prepared: &Prepared,
-        most_bytes: u64,
+    /// Makes an instance whose memory has `pages` pages of the snapshot, or more if the module asks for more.
+    pub(crate) fn attached(
+        wasm: &Wasm,
+        program: &Program,
+        limits: &Limits,
+        current: Current,
+        space: SpaceId,
         pages: u64,
-    ) -> wasmtime::Result<Self> {
-        let limits: StoreLimits = StoreLimitsBuilder::new()
-            .memory_size(usize::try_from(most_bytes).unwrap_or(usize::MAX))
-            .table_elements(MAX_TABLE)
-            .build();
+    ) -> Result<Self, String> {
+        let working = Working::new(&wasm.loader, current, space)
+            .map_err(|error| format!("there is no address space for its memory: {error}"))?;
+        let mut live = Self::new(wasm, program, limits, working)?;
+        live.grow(pages)?;
+        match &mut live.store.data_mut().working {
+            Some(working) => working.attach(pages)?,
+            None => return Err("it has no memory".to_owned()),
+        }
+        Ok(live)
+    }
+
+    /// Makes an instance around a memory.
+    fn new(wasm: &Wasm, program: &Program, limits: &Limits, working: Working) -> Result<Self, String> {
+        let pre = program.compile(wasm)?;
+        let mappings = working.mappings();
         let nobody = Principal::anonymous();
         let context = Context {
             world: Lent::nothing(),
             call: Call::new(Mode::Start, nobody, nobody),
             memory: None,
-            limits,
+            working: Some(working),
+            limits: Most { memory_bytes: program.most_bytes(limits) },
         };
         let mut store = Store::new(pre.module().engine(), context);
         store.limiter(|context| &mut context.limits);
-        let instance = pre.instantiate(&mut store)?;
-        let memory = instance.get_memory(&mut store, MEMORY);
-        store.data_mut().memory = memory;
-        if let Some(memory) = memory {
-            let more = pages.saturating_sub(memory.size(&store));
-            memory.grow(&mut store, more)?;
-        }
-        let globals = prepared.globals.iter().filter_map(|(name, _)| instance.get_global(&mut store, name));
-        let globals = globals.collect();
+        let instance = with_memories(mappings, || pre.instantiate(&mut store));
+        let instance = instance.map_err(|error| format!("{error:#}"))?;
+        store.data_mut().memory = instance.get_memory(&mut store, MEMORY);
+        let names = program.prepared.globals.iter();
+        let globals = names.filter_map(|(name, _)| instance.get_global(&mut store, name)).collect();
         Ok(Self { store, instance, globals })
     }
 
-    fn memory(&self) -> &[u8] {
-        self.store.data().memory.map_or(&[], |memory| memory.data(&self.store))
+    /// Makes the memory at least this long, in pages.
+    fn grow(&mut self, pages: u64) -> Result<(), String> {
+        if let Some(memory) = self.store.data().memory {
+            let more = pages.div_ceil(PER_WASM_PAGE).saturating_sub(memory.size(&self.store));
+            memory.grow(&mut self.store, more).map_err(|error| format!("{error:#}"))?;
+        }
+        Ok(())
     }
 
-    fn memory_mut(&mut self) -> &mut [u8] {
-        match self.store.data().memory {
-            Some(memory) => memory.data_mut(&mut self.store),
-            None => &mut [],
+    /// The same instance with its memory as it was committed; one made anew where the memory had grown.
+    pub(crate) fn rolled_back(
+        mut self,
+        wasm: &Wasm,
+        program: &Program,
+        limits: &Limits,
+    ) -> Result<Self, String> {
+        let Some(working) = &mut self.store.data_mut().working else { return Ok(self) };
+        if let Some(why) = working.failure() {
+            return Err(why);
         }
+        if working.roll_back()? == Undone::Whole {
+            return Ok(self);
+        }
+        let pages = working.pages();
+        let working = self.store.data_mut().working.take();
+        drop(self);
+        let working = working.ok_or("it has no memory")?;
+        let mut live = Self::new(wasm, program, limits, working)?;
+        live.grow(pages)?;
+        Ok(live)
+    }
+
+    /// Brings the memory, to which nothing was done since, to another snapshot, which its `Current` holds.
+    pub(crate) fn refresh(&mut self, changed: &[u64]) -> Result<(), String> {
+        self.store.data_mut().working.as_mut().map_or(Ok(()), |working| working.refresh(changed))
     }
 
     fn globals(&mut self) -> Vec<u128> {
@@ -257,7 +433,7 @@ impl Live {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the bits came from a global of the same type")]
-    fn set_globals(&mut self, prepared: &Prepared, bits: &[u128]) {
+    pub(crate) fn set_globals(&mut self, prepared: &Prepared, bits: &[u128]) {
         for ((global, (_, ty)), bits) in self.globals.iter().zip(&prepared.globals).zip(bits.iter().copied())
         {
             let value = match ty {
@@ -273,7 +449,13 @@ impl Live {
         }
     }
 
-    fn run(&mut self, memory64: bool, world: &mut Lent<World>, entry: Entry<'_>, call: Call) -> Ran {
+    pub(crate) fn run(
+        &mut self,
+        memory64: bool,
+        world: &mut Lent<World>,
+        entry: Entry<'_>,
+        call: Call,
+    ) -> Ran {
         let (canister, limit, mode) = (call.canister, call.limit, call.mode);
         std::mem::swap(&mut self.store.data_mut().world, world);
         let idle = std::mem::replace(&mut self.store.data_mut().call, call);
@@ -283,7 +465,15 @@ impl Live {
         let result = result.and_then(|()| context.abandon_call());
         std::mem::swap(&mut context.world, world);
         let call = std::mem::replace(&mut context.call, idle);
-        let result = result.map_err(|error| failure(canister, mode, limit, &error));
+        let damaged = context.working.as_ref().and_then(Working::failure);
+        let result = match damaged {
+            // Whatever came of it, it may have read what was never committed.
+            Some(why) => {
+                let text = format!("Error from Canister {canister}: its memory cannot be read: {why}");
+                Err(Reject::new(ErrorCode::CanisterTrapped, text))
+            }
+            None => result.map_err(|error| failure(canister, mode, limit, &error)),
+        };
         Ran { call, result, instructions }
     }
 

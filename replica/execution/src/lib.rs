@@ -5,17 +5,27 @@
 //! A message that fails leaves nothing, and neither does a query. The engine opens no socket and reads no
 //! clock: messages, time and randomness are passed in.
 
+// The helpers of the tests outside serve those inside.
+#[cfg(test)]
+extern crate self as execution;
+
 mod api;
+#[cfg(feature = "bench")]
+pub mod bench;
 mod engine;
 mod instance;
 mod management;
-mod memory;
 mod messages;
 mod prepare;
+mod query;
 mod stable;
 mod state;
+mod store;
 mod syscalls;
 mod table;
+#[cfg(test)]
+mod tracking_tests;
+mod working;
 
 pub use api::{
     CanisterView, Changes, Config, ErrorCode, IngressMessage, IngressStatus, Limits, Metadata, OpenError,
@@ -24,3 +34,4 @@ pub use api::{
 };
 pub use engine::Engine;
 pub use management::effective_canister_id;
+pub use query::{Published, Queries};

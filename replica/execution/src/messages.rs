@@ -2,11 +2,13 @@
 
 use candid::Principal;
 
-use crate::api::{ErrorCode, IngressStatus, QueryMessage, Reject, RejectCode};
+use crate::api::{ErrorCode, IngressStatus, Reject, RejectCode};
 use crate::engine::{Engine, Kept};
-use crate::instance::{Entry, Ran};
+use crate::instance::{Entry, Program, Ran};
 use crate::prepare::MethodKind;
-use crate::state::{CallContext, Callback, Closure, Message, Origin, Request, Response, Run, World};
+use crate::state::{
+    CallContext, Callback, Canister, Closure, Message, Origin, Request, Response, Run, World,
+};
 use crate::syscalls::{Call, Mode};
 
 /// Export that runs when a canister's timer is due.
@@ -131,8 +133,34 @@ impl World {
     }
 }
 
+/// How a method of a canister may be called, if it may at all.
+pub(crate) fn method_of(
+    id: Principal,
+    canister: Option<&Canister>,
+    program: Option<&Program>,
+    method: &str,
+) -> Result<MethodKind, Reject> {
+    let Some(canister) = canister else {
+        return Err(Reject::new(ErrorCode::CanisterNotFound, format!("Canister {id} not found")));
+    };
+    let reject = |code, text: String| Err(Reject::new(code, format!("Error from Canister {id}: {text}")));
+    match canister.run {
+        Run::Running => {}
+        Run::Stopping(_) => return reject(ErrorCode::CanisterStopping, "Canister is stopping".into()),
+        Run::Stopped => return reject(ErrorCode::CanisterStopped, "Canister is stopped".into()),
+    }
+    let Some(program) = program else {
+        let text = "Attempted to execute a message, but the canister contains no Wasm module".into();
+        return reject(ErrorCode::CanisterWasmModuleNotFound, text);
+    };
+    match program.prepared.methods.get(method) {
+        Some(kind) => Ok(*kind),
+        None => reject(ErrorCode::CanisterMethodNotFound, format!("Canister has no method '{method}'")),
+    }
+}
+
 /// The reject that a program asked for.
-fn rejected(message: String) -> Reject {
+pub(crate) fn rejected(message: String) -> Reject {
     Reject { code: RejectCode::CanisterReject, message, error_code: ErrorCode::CanisterRejectedMessage }
 }
 
@@ -176,31 +204,15 @@ impl Engine {
 
     /// How a method may be called, if it may at all.
     pub(crate) fn method(&self, canister: Principal, method: &str) -> Result<MethodKind, Reject> {
-        let Some(record) = self.world.state.canisters.get(&canister) else {
-            return Err(Reject::new(ErrorCode::CanisterNotFound, format!("Canister {canister} not found")));
-        };
-        let reject =
-            |code, text: String| Err(Reject::new(code, format!("Error from Canister {canister}: {text}")));
-        match record.run {
-            Run::Running => {}
-            Run::Stopping(_) => return reject(ErrorCode::CanisterStopping, "Canister is stopping".into()),
-            Run::Stopped => return reject(ErrorCode::CanisterStopped, "Canister is stopped".into()),
-        }
-        let Some(code) = self.codes.get(&canister) else {
-            let text = "Attempted to execute a message, but the canister contains no Wasm module".into();
-            return reject(ErrorCode::CanisterWasmModuleNotFound, text);
-        };
-        match code.prepared.methods.get(method) {
-            Some(kind) => Ok(*kind),
-            None => reject(ErrorCode::CanisterMethodNotFound, format!("Canister has no method '{method}'")),
-        }
+        let program = self.codes.get(&canister).map(|code| &*code.program);
+        method_of(canister, self.world.state.canisters.get(&canister), program, method)
     }
 
     /// Runs code of a canister that has some.
     pub(crate) fn run_code(&mut self, entry: Entry<'_>, call: Call) -> Ran {
         match self.codes.get_mut(&call.canister) {
             Some(code) => {
-                let ran = code.run(&self.wasm, &mut self.world, entry, call);
+                let ran = code.run(&self.wasm, &mut self.world, &self.current, entry, call);
                 self.instructions = self.instructions.saturating_add(ran.instructions);
                 ran
             }
@@ -216,7 +228,7 @@ impl Engine {
         self.world.discard();
         let record = self.world.state.canisters.committed().get(&canister);
         if let (Some(record), Some(code)) = (record, self.codes.get_mut(&canister)) {
-            code.roll_back(&self.world, record);
+            code.roll_back(&self.wasm, &self.world.config.limits, record);
         }
     }
 
@@ -323,36 +335,6 @@ impl Engine {
         Kept::Memory(canister)
     }
 
-    /// Runs a query and rolls everything back.
-    pub(crate) fn run_query(&mut self, message: QueryMessage) -> Result<Vec<u8>, Reject> {
-        let QueryMessage { sender, canister, method, arg, data_certificate } = message;
-        if canister == Principal::management_canister() {
-            return self.manage_query(sender, &method, &arg);
-        }
-        let (mode, export) = match self.method(canister, &method)? {
-            MethodKind::Query => (Mode::Query, "canister_query"),
-            MethodKind::CompositeQuery => (Mode::CompositeQuery, "canister_composite_query"),
-            MethodKind::Update => {
-                let text = format!("Error from Canister {canister}: Canister has no query method '{method}'");
-                return Err(Reject::new(ErrorCode::CanisterMethodNotFound, text));
-            }
-        };
-        let entry = format!("{export} {method}");
-        let mut call = Call::new(mode, canister, sender);
-        (call.method, call.arg, call.data_certificate) = (method, arg, data_certificate);
-        call.limit = self.world.config.limits.query_instructions;
-        let ran = self.run_code(Entry::Export(&entry), call);
-        self.roll_back(canister);
-        ran.result?;
-        match ran.call.answer {
-            Some(answer) => answer.map_err(rejected),
-            None => {
-                let text = format!("Error from Canister {canister}: Canister did not reply to the call");
-                Err(Reject::new(ErrorCode::CanisterDidNotReply, text))
-            }
-        }
-    }
-
     /// Asks `canister_inspect_message`, if there is one, whether to take a message.
     pub(crate) fn inspect(
         &mut self,
@@ -361,7 +343,7 @@ impl Engine {
         method: &str,
         arg: &[u8],
     ) -> Result<(), Reject> {
-        if !self.codes.get(&canister).is_some_and(|code| code.prepared.inspects) {
+        if !self.codes.get(&canister).is_some_and(|code| code.program.prepared.inspects) {
             return Ok(());
         }
         let mut call = Call::new(Mode::Inspect, canister, sender);

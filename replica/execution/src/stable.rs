@@ -2,14 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use heap::{Batch, Change, Heap, PAGE, SpaceId};
+use crate::store::{Batch, PAGE, Page, ReadError, Snapshot, SpaceId};
+
+/// Committed pages that are kept while a message runs, so that reading them piece by piece opens each once.
+const KEPT: usize = 256;
 
 /// Pages of one space that differ from the heap.
 #[derive(Default)]
 pub(crate) struct Overlay {
-    /// The space; a message writes the stable memory of one canister only.
+    /// The space; a message uses the stable memory of one canister only.
     space: Option<SpaceId>,
-    pages: BTreeMap<u64, Box<[u8; PAGE]>>,
+    written: BTreeMap<u64, Box<Page>>,
+    /// Committed pages that were read.
+    read: BTreeMap<u64, Box<Page>>,
     /// The committed pages are to be dropped: the memory started from nothing.
     erased: bool,
 }
@@ -21,57 +26,89 @@ impl Overlay {
 
     /// Empties the memory.
     pub(crate) fn erase(&mut self, space: SpaceId) {
-        *self = Self { space: Some(space), pages: BTreeMap::new(), erased: true };
+        *self = Self { space: Some(space), erased: true, ..Self::default() };
     }
 
     /// How much the message has changed, in bytes.
     pub(crate) fn changed_bytes(&self) -> u64 {
-        (self.pages.len() * PAGE) as u64
+        (self.written.len() * PAGE) as u64
     }
 
-    fn committed<'a>(&self, heap: &'a Heap, space: SpaceId, page: u64) -> Option<&'a [u8; PAGE]> {
-        if self.erased { None } else { heap.space(space).map(|space| space.page(page)) }
+    fn committed(&self, snapshot: &Snapshot, space: SpaceId, page: u64) -> Result<Box<Page>, ReadError> {
+        let mut data = Box::new([0; PAGE]);
+        if !self.erased {
+            snapshot.read_page(space, page, &mut data)?;
+        }
+        Ok(data)
     }
 
     /// Reads from `address`, which the caller has checked to be inside.
-    pub(crate) fn read(&self, heap: &Heap, space: SpaceId, address: u64, mut into: &mut [u8]) {
+    pub(crate) fn read(
+        &mut self,
+        snapshot: &Snapshot,
+        space: SpaceId,
+        address: u64,
+        mut into: &mut [u8],
+    ) -> Result<(), ReadError> {
         let mut address = address;
         while !into.is_empty() {
             let (page, offset, length) = split(address, into.len());
             let (head, tail) = into.split_at_mut(length);
-            match self.pages.get(&page).map(|page| &**page).or_else(|| self.committed(heap, space, page)) {
-                Some(bytes) => head.copy_from_slice(&bytes[offset..offset + length]),
-                None => head.fill(0),
+            if !self.written.contains_key(&page) && !self.read.contains_key(&page) {
+                if self.read.len() >= KEPT {
+                    self.read.clear();
+                }
+                let data = self.committed(snapshot, space, page)?;
+                self.read.insert(page, data);
+            }
+            let bytes = self.written.get(&page).or_else(|| self.read.get(&page));
+            if let Some(bytes) = bytes {
+                head.copy_from_slice(&bytes[offset..offset + length]);
             }
             into = tail;
             address += length as u64;
         }
+        Ok(())
     }
 
     /// Writes from `address`, which the caller has checked to be inside.
-    pub(crate) fn write(&mut self, heap: &Heap, space: SpaceId, address: u64, mut from: &[u8]) {
+    pub(crate) fn write(
+        &mut self,
+        snapshot: &Snapshot,
+        space: SpaceId,
+        address: u64,
+        mut from: &[u8],
+    ) -> Result<(), ReadError> {
         self.space = Some(space);
         let mut address = address;
         while !from.is_empty() {
             let (page, offset, length) = split(address, from.len());
             let (head, tail) = from.split_at(length);
-            let committed = self.committed(heap, space, page);
-            let bytes =
-                self.pages.entry(page).or_insert_with(|| Box::new(committed.copied().unwrap_or([0; PAGE])));
-            bytes[offset..offset + length].copy_from_slice(head);
+            if !self.written.contains_key(&page) {
+                let data = match self.read.remove(&page) {
+                    Some(data) => data,
+                    None if length == PAGE => Box::new([0; PAGE]),
+                    None => self.committed(snapshot, space, page)?,
+                };
+                self.written.insert(page, data);
+            }
+            if let Some(bytes) = self.written.get_mut(&page) {
+                bytes[offset..offset + length].copy_from_slice(head);
+            }
             from = tail;
             address += length as u64;
         }
+        Ok(())
     }
 
     /// Adds what was written to a batch. Pages never written are not in the heap; they read as zero.
-    pub(crate) fn commit(&self, batch: &mut Batch) {
+    pub(crate) fn commit<'a>(&'a self, batch: &mut Batch<'a>) {
         let Some(space) = self.space else { return };
         if self.erased {
-            batch.changes.push(Change::Drop { space });
+            batch.delete_space(space);
         }
-        for (page, data) in &self.pages {
-            batch.changes.push(Change::Page { space, page: *page, data: data.clone() });
+        for (page, data) in &self.written {
+            batch.put_page(space, *page, data);
         }
     }
 }

@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 
 use candid::Principal;
-use heap::{Batch, Heap, SpaceId};
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
-use crate::api::{Config, IngressMessage, IngressStatus, OpenError, Reject, RequestId, canister_id};
+use crate::api::{IngressMessage, IngressStatus, Limits, OpenError, Reject, RequestId, canister_id};
 use crate::stable::Overlay;
+use crate::store::{Batch, Snapshot, SpaceId};
 use crate::table::{Table, Transactional};
 
 /// Bytes of a wasm page.
 pub(crate) const WASM_PAGE: u64 = 64 * 1024;
+
+/// Snapshots are numbered from here on, canisters below. Each number has four heap spaces, whose own numbers the
+/// heap wants to be below 2^56.
+pub(crate) const FIRST_SNAPSHOT: u64 = 1 << 53;
 
 /// What is stored of one canister beside its memories.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -41,6 +46,19 @@ pub(crate) struct Canister {
 pub(crate) struct ModuleRecord {
     pub(crate) hash: [u8; 32],
     pub(crate) bytes: u64,
+}
+
+/// A snapshot of a canister, beside its spaces and chunks.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct SnapshotRecord {
+    pub(crate) module: ModuleRecord,
+    pub(crate) globals: Vec<u128>,
+    pub(crate) stable_pages: u64,
+    #[serde(with = "serde_bytes")]
+    pub(crate) certified_data: Vec<u8>,
+    pub(crate) taken_at_ns: u64,
+    /// In bytes, as if nothing were shared.
+    pub(crate) total_size: u64,
 }
 
 /// Settings that are kept for `canister_status`; only the environment variables have an effect yet.
@@ -202,23 +220,46 @@ pub(crate) struct State {
     pub(crate) contexts: Table<u64, CallContext>,
     pub(crate) callbacks: Table<u64, Callback>,
     pub(crate) statuses: Table<RequestId, StatusRecord>,
+    /// By the number of the canister or snapshot, and the hash.
     pub(crate) chunks: Table<(u64, [u8; 32]), ByteBuf>,
+    /// By the numbers of the canister and of the snapshot.
+    pub(crate) snapshots: Table<(u64, u64), SnapshotRecord>,
 }
 
 impl State {
-    pub(crate) fn load(heap: &Heap) -> Result<Self, OpenError> {
-        Ok(Self {
-            counters: Table::load(heap, b'n')?,
-            canisters: Table::load(heap, b'c')?,
-            messages: Table::load(heap, b'm')?,
-            contexts: Table::load(heap, b'x')?,
-            callbacks: Table::load(heap, b'b')?,
-            statuses: Table::load(heap, b's')?,
-            chunks: Table::load(heap, b'k')?,
-        })
+    fn empty() -> Self {
+        Self {
+            counters: Table::new(b'n'),
+            canisters: Table::new(b'c'),
+            messages: Table::new(b'm'),
+            contexts: Table::new(b'x'),
+            callbacks: Table::new(b'b'),
+            statuses: Table::new(b's'),
+            chunks: Table::new(b'k'),
+            snapshots: Table::new(b'p'),
+        }
     }
 
-    fn tables(&mut self) -> [&mut dyn Transactional; 7] {
+    pub(crate) fn load(snapshot: &Snapshot) -> Result<Self, OpenError> {
+        let mut state = Self::empty();
+        state.tables().into_iter().try_for_each(|table| table.load(snapshot))?;
+        Ok(state)
+    }
+
+    /// What a query to this canister needs: its record.
+    pub(crate) fn load_canister(snapshot: &Snapshot, id: &Principal) -> Result<Self, OpenError> {
+        let mut state = Self::empty();
+        state.canisters.load_one(snapshot, id)?;
+        Ok(state)
+    }
+
+    /// Also its stored chunks and snapshots.
+    pub(crate) fn load_stores(&mut self, snapshot: &Snapshot, number: u64) -> Result<(), OpenError> {
+        self.chunks.load_range(snapshot, &number.to_be_bytes())?;
+        self.snapshots.load_range(snapshot, &number.to_be_bytes())
+    }
+
+    fn tables(&mut self) -> [&mut dyn Transactional; 8] {
         [
             &mut self.counters,
             &mut self.canisters,
@@ -227,6 +268,7 @@ impl State {
             &mut self.callbacks,
             &mut self.statuses,
             &mut self.chunks,
+            &mut self.snapshots,
         ]
     }
 
@@ -234,8 +276,18 @@ impl State {
         self.tables().into_iter().for_each(Transactional::discard);
     }
 
-    pub(crate) fn write(&mut self, batch: &mut Batch) {
-        self.tables().into_iter().for_each(|table| table.write(batch));
+    pub(crate) fn write(&self, batch: &mut Batch<'_>) {
+        let tables: [&dyn Transactional; 8] = [
+            &self.counters,
+            &self.canisters,
+            &self.messages,
+            &self.contexts,
+            &self.callbacks,
+            &self.statuses,
+            &self.chunks,
+            &self.snapshots,
+        ];
+        tables.into_iter().for_each(|table| table.write(batch));
     }
 
     pub(crate) fn settle(&mut self) {
@@ -267,16 +319,30 @@ impl State {
 /// All that a message may read or change, beside the memory of its canister. It belongs to the engine, and to
 /// the program while one runs.
 pub(crate) struct World {
-    pub(crate) heap: Heap,
+    /// The last committed state.
+    pub(crate) snapshot: Snapshot,
     pub(crate) state: State,
     /// Pages of stable memory that the current message wrote.
     pub(crate) overlay: Overlay,
-    pub(crate) config: Config,
+    pub(crate) config: Arc<Subnet>,
     /// Time that canisters see, in ns since 1970.
     pub(crate) now_ns: u64,
 }
 
+/// What does not change while the engine runs.
+pub(crate) struct Subnet {
+    pub(crate) subnet_id: Principal,
+    pub(crate) root_public_key_der: Vec<u8>,
+    pub(crate) canister_range: (u64, u64),
+    pub(crate) limits: Limits,
+}
+
 impl World {
+    /// A state with nothing pending.
+    pub(crate) fn new(snapshot: Snapshot, state: State, config: Arc<Subnet>, now_ns: u64) -> Lent<Self> {
+        Lent::new(Self { snapshot, state, overlay: Overlay::default(), config, now_ns })
+    }
+
     /// Forgets what the current message changed.
     pub(crate) fn discard(&mut self) {
         self.state.discard();
@@ -304,9 +370,8 @@ impl World {
             },
         };
         let id = canister_id(number);
-        // Each canister has four heap spaces, numbered by it.
         if !(first..=last).contains(&number)
-            || number > u64::MAX / 4 - 1
+            || number >= FIRST_SNAPSHOT
             || self.state.canisters.get(&id).is_some()
         {
             return None;

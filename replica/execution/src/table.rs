@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use candid::Principal;
-use heap::{Batch, Change, Heap};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::api::OpenError;
+use crate::store::{Batch, ReadError, Snapshot};
 
 /// A key and its bytes in the heap's metadata; the bytes sort as the keys do where the order matters.
 pub(crate) trait Key: Ord + Clone {
@@ -50,6 +50,16 @@ impl Key for () {
     }
 }
 
+impl Key for (u64, u64) {
+    fn encode(&self) -> Vec<u8> {
+        [self.0.to_be_bytes(), self.1.to_be_bytes()].concat()
+    }
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (first, second) = bytes.split_first_chunk()?;
+        Some((u64::from_be_bytes(*first), u64::from_be_bytes(second.try_into().ok()?)))
+    }
+}
+
 impl<A: Key> Key for (A, [u8; 32]) {
     fn encode(&self) -> Vec<u8> {
         [self.0.encode(), self.1.to_vec()].concat()
@@ -68,19 +78,41 @@ pub(crate) struct Table<K, V> {
 }
 
 impl<K: Key, V: Clone + Serialize + DeserializeOwned> Table<K, V> {
-    /// Reads all records whose key starts with `prefix`.
-    pub(crate) fn load(heap: &Heap, prefix: u8) -> Result<Self, OpenError> {
-        let mut committed = BTreeMap::new();
-        for (key, value) in heap.meta_range(&[prefix]) {
-            let fault = |why: String| {
-                let key = key.iter().map(|byte| format!("{byte:02x}")).collect();
-                OpenError::Record { key, why }
-            };
-            let id = key.get(1..).and_then(K::decode).ok_or_else(|| fault("strange key".into()))?;
-            let record = ciborium::from_reader(value).map_err(|error| fault(error.to_string()))?;
-            committed.insert(id, record);
+    /// A table without records; their keys in the heap start with `prefix`.
+    pub(crate) fn new(prefix: u8) -> Self {
+        Self { prefix, committed: BTreeMap::new(), pending: BTreeMap::new() }
+    }
+
+    fn key_bytes(&self, key: &[u8]) -> Vec<u8> {
+        [&[self.prefix], key].concat()
+    }
+
+    fn insert_committed(&mut self, key: &[u8], value: &[u8]) -> Result<(), OpenError> {
+        let fault = |why: String| {
+            let key = key.iter().map(|byte| format!("{byte:02x}")).collect();
+            OpenError::Record { key, why }
+        };
+        let id = key.get(1..).and_then(K::decode).ok_or_else(|| fault("strange key".into()))?;
+        let record = ciborium::from_reader(value).map_err(|error| fault(error.to_string()))?;
+        self.committed.insert(id, record);
+        Ok(())
+    }
+
+    /// Reads the records whose keys start with these bytes.
+    pub(crate) fn load_range(&mut self, snapshot: &Snapshot, key: &[u8]) -> Result<(), OpenError> {
+        for (key, value) in snapshot.meta_range(&self.key_bytes(key)).map_err(unreadable)? {
+            self.insert_committed(&key, &value)?;
         }
-        Ok(Self { prefix, committed, pending: BTreeMap::new() })
+        Ok(())
+    }
+
+    /// Reads one record, if it is there.
+    pub(crate) fn load_one(&mut self, snapshot: &Snapshot, key: &K) -> Result<(), OpenError> {
+        let key = self.key_bytes(&key.encode());
+        match snapshot.meta(&key).map_err(unreadable)? {
+            Some(value) => self.insert_committed(&key, &value),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
@@ -126,24 +158,34 @@ impl<K: Key, V: Clone + Serialize + DeserializeOwned> Table<K, V> {
     }
 }
 
+pub(crate) fn unreadable(error: ReadError) -> OpenError {
+    OpenError::Read { why: error.to_string() }
+}
+
 /// What a message's end does to every table, whatever it holds.
 pub(crate) trait Transactional {
+    /// Reads all records.
+    fn load(&mut self, snapshot: &Snapshot) -> Result<(), OpenError>;
     /// Forgets pending changes.
     fn discard(&mut self);
     /// Adds pending changes to a batch.
-    fn write(&self, batch: &mut Batch);
+    fn write(&self, batch: &mut Batch<'_>);
     /// Makes pending changes the committed state, after the batch is durable.
     fn settle(&mut self);
 }
 
-impl<K: Key, V: Serialize> Transactional for Table<K, V> {
+impl<K: Key, V: Clone + Serialize + DeserializeOwned> Transactional for Table<K, V> {
+    fn load(&mut self, snapshot: &Snapshot) -> Result<(), OpenError> {
+        self.load_range(snapshot, b"")
+    }
+
     fn discard(&mut self) {
         self.pending.clear();
     }
 
-    fn write(&self, batch: &mut Batch) {
+    fn write(&self, batch: &mut Batch<'_>) {
         for (key, value) in &self.pending {
-            let key_bytes = [vec![self.prefix], key.encode()].concat();
+            let key_bytes = self.key_bytes(&key.encode());
             match value {
                 Some(value) => {
                     let mut bytes = Vec::new();
@@ -152,11 +194,11 @@ impl<K: Key, V: Serialize> Transactional for Table<K, V> {
                         reason = "records are plain data, and a Vec takes any of it"
                     )]
                     ciborium::into_writer(value, &mut bytes).expect("a record encodes");
-                    batch.changes.push(Change::Put { key: key_bytes, value: bytes });
+                    batch.put_meta(key_bytes, bytes);
                 }
                 // What was made and removed within the message never reached the heap.
                 None if self.committed.contains_key(key) => {
-                    batch.changes.push(Change::Delete { key: key_bytes });
+                    batch.delete_meta(key_bytes);
                 }
                 None => {}
             }

@@ -6,10 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
 
 mod common;
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::OnceLock;
+mod programs;
 
 use candid::{CandidType, Decode, Nat};
 use common::{Node, upgrade};
@@ -17,36 +14,12 @@ use execution::{ErrorCode, Limits};
 use ic_management_canister_types::{CanisterInstallMode, WasmMemoryPersistence::*};
 use serde::Deserialize;
 
-fn directory() -> Option<&'static Path> {
-    static DIRECTORY: OnceLock<Option<PathBuf>> = OnceLock::new();
-    DIRECTORY.get_or_init(find).as_deref()
-}
-
-fn find() -> Option<PathBuf> {
-    if let Some(directory) = std::env::var_os("REDOUBT_MOTOKO_WASM") {
-        return Some(directory.into());
-    }
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let modules = here.join("../../tests/js/node_modules");
-    if !modules.join("motoko").exists() {
-        eprintln!("skipped: no Motoko compiler in {}; run npm install there", modules.display());
-        return None;
-    }
-    let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("motoko");
-    std::fs::create_dir_all(&out).unwrap();
-    let script = here.join("tests/motoko/compile.js");
-    let status =
-        Command::new("node").arg(script).args([modules.canonicalize().unwrap(), out.clone()]).status();
-    assert!(status.unwrap().success(), "the Motoko compiler failed");
-    Some(out)
-}
-
 fn module(name: &str) -> Vec<u8> {
-    std::fs::read(directory().unwrap().join(name).with_extension("wasm")).unwrap()
+    std::fs::read(programs::motoko().unwrap().join(name).with_extension("wasm")).unwrap()
 }
 
 fn node() -> Option<Node> {
-    directory()?;
+    programs::motoko()?;
     Some(Node::with(Limits::default(), 256 << 20))
 }
 

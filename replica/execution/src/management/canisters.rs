@@ -11,8 +11,8 @@ use ic_management_canister_types::{
 
 use super::{Done, decode, encode, not_found, nothing, settings};
 use crate::api::{ErrorCode, Reject};
-use crate::engine::{Engine, Kept};
-use crate::state::{Request, Run, Waiting};
+use crate::engine::{CodeChange, Engine, Kept, SpaceChange};
+use crate::state::{Canister, Request, Run, Waiting};
 
 /// Cycles of a canister that is made without saying how many.
 const DEFAULT_CYCLES: u128 = 100_000_000_000_000;
@@ -117,29 +117,40 @@ impl Engine {
         }
         let number = canister.number;
         self.world.state.canisters.remove(&id);
-        self.remove_chunks(number);
-        Ok(Done { kept: Kept::Gone(id, number), ..Done::reply(request, nothing()) })
+        self.world.remove_chunks(number);
+        let mut changes = vec![SpaceChange::Delete { number }];
+        for snapshot in self.world.snapshots_of(number) {
+            changes.push(self.world.forget_snapshot(number, snapshot));
+        }
+        let kept = Kept::Spaces(changes, CodeChange::Gone(id));
+        Ok(Done { kept, ..Done::reply(request, nothing()) })
     }
 
     pub(super) fn uninstall(&mut self, request: &Request) -> Result<Done, Reject> {
         let args: UninstallCodeArgs = decode(&request.arg)?;
         let id = args.canister_id;
         let canister = self.world.controlled(id, request.caller)?;
-        canister.module = None;
-        canister.globals.clear();
-        canister.certified_data.clear();
-        canister.stable_pages = 0;
-        canister.timer_ns = 0;
-        canister.version += 1;
+        emptied(canister);
         let number = canister.number;
         self.world.close_contexts(id);
-        Ok(Done { kept: Kept::Gone(id, number), ..Done::reply(request, nothing()) })
+        let kept = Kept::Spaces(vec![SpaceChange::Delete { number }], CodeChange::Gone(id));
+        Ok(Done { kept, ..Done::reply(request, nothing()) })
     }
+}
+
+/// Takes the code of a canister away, and what belongs to it.
+pub(super) fn emptied(canister: &mut Canister) {
+    canister.module = None;
+    canister.globals.clear();
+    canister.certified_data.clear();
+    canister.stable_pages = 0;
+    canister.timer_ns = 0;
+    canister.version += 1;
 }
 
 impl crate::state::World {
     /// Answers all open calls of a canister whose code is gone; responses to its own calls find nothing.
-    fn close_contexts(&mut self, id: Principal) {
+    pub(super) fn close_contexts(&mut self, id: Principal) {
         let open = self.state.contexts.iter().filter(|(_, context)| context.canister == id);
         let open: Vec<u64> = open.map(|(key, _)| *key).collect();
         for key in open {

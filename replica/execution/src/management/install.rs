@@ -13,8 +13,8 @@ use super::{Done, decode, encode, not_found, nothing};
 use crate::api::{ErrorCode, Reject};
 use crate::engine::{Engine, Kept, NewCode};
 use crate::instance::{Code, Entry, START_ENTRY};
-use crate::prepare::prepare;
-use crate::state::{ModuleRecord, Request, WASM_PAGE};
+use crate::state::{ModuleRecord, Request, World};
+use crate::store::PAGE;
 use crate::syscalls::{Call, Mode};
 
 /// Largest chunk, in bytes.
@@ -94,8 +94,9 @@ impl Engine {
             )
         };
         let limits = self.world.config.limits.clone();
-        let prepared = prepare(&module, limits.module_bytes).map_err(|error| invalid(error.to_string()))?;
-        let mut code = Code::new(prepared);
+        let hash: [u8; 32] = Sha256::digest(&module).into();
+        let program = self.queries.prepare(hash, &module).map_err(|error| invalid(error.to_string()))?;
+        let mut code = Code::new(program);
         let upgrade = match mode {
             CanisterInstallMode::Install if installed => {
                 let text = format!(
@@ -110,7 +111,7 @@ impl Engine {
             Some(flags) => self.keeps_memory(id, flags, &code)?,
             None => false,
         };
-        code.compile(&self.wasm).map_err(invalid)?;
+        code.program.compile(&self.wasm).map_err(invalid)?;
 
         let mut budget = limits.install_instructions;
         if let Some(flags) = upgrade
@@ -124,24 +125,26 @@ impl Engine {
         }
 
         let canister = self.world.state.canisters.get_mut(&id).ok_or_else(|| not_found(id))?;
-        canister.module =
-            Some(ModuleRecord { hash: Sha256::digest(&module).into(), bytes: module.len() as u64 });
+        canister.module = Some(ModuleRecord { hash, bytes: module.len() as u64 });
         // A timer of the old program means nothing to the new one.
         canister.timer_ns = 0;
         canister.version += 1;
+        let (space, stable) = (canister.memory_space(), canister.stable_space());
         if upgrade.is_none() {
             canister.stable_pages = 0;
             canister.certified_data.clear();
-            let space = canister.stable_space();
-            self.world.overlay.erase(space);
+            self.world.overlay.erase(stable);
         }
+        let current = self.current.clone();
         // Memory that is kept must be there before the start function runs, and no data segment over it.
-        let kept = self.codes.get(&id).filter(|_| keep).map_or(&[][..], Code::memory);
-        code.instantiate(&self.wasm, &limits, kept.len() as u64 / WASM_PAGE).map_err(invalid)?;
-        if keep {
-            code.adopt_memory(kept);
-        } else {
-            code.write_data().map_err(invalid)?;
+        match self.codes.get_mut(&id).filter(|_| keep) {
+            Some(old) => {
+                code.instantiate_keeping(&self.wasm, &limits, current, space, old).map_err(invalid)?
+            }
+            None => {
+                code.instantiate(&self.wasm, &limits, current, space).map_err(invalid)?;
+                code.write_data().map_err(invalid)?;
+            }
         }
         let second = if upgrade.is_some() { "canister_post_upgrade" } else { "canister_init" };
         for (entry, mode) in [(START_ENTRY, Mode::Start), (Entry::Export(second), Mode::Init)] {
@@ -150,12 +153,14 @@ impl Engine {
             if mode == Mode::Init {
                 call.arg.clone_from(&arg);
             }
-            let ran = code.run(&self.wasm, &mut self.world, entry, call);
+            let ran = code.run(&self.wasm, &mut self.world, &self.current, entry, call);
             self.instructions = self.instructions.saturating_add(ran.instructions);
             budget -= ran.instructions;
             ran.result?;
         }
-        Ok(Kept::Code(Box::new(NewCode { canister: id, code, module })))
+        let mut module = module;
+        module.resize(module.len().next_multiple_of(PAGE), 0);
+        Ok(Kept::Code(Box::new(NewCode { canister: id, code, module, new_memory: !keep })))
     }
 
     /// Whether an upgrade keeps the wasm memory. An upgrade that would lose it by omission is refused.
@@ -168,13 +173,13 @@ impl Engine {
             let text = format!("Canister {id} has no Wasm module to upgrade; use mode install");
             return Err(Reject::new(ErrorCode::CanisterWasmModuleNotFound, text));
         };
-        let old_keeps = old.prepared.keeps_memory();
+        let old_keeps = old.program.prepared.keeps_memory();
         match flags.wasm_memory_persistence {
             None if old_keeps => refuse(
                 "Missing upgrade option: Enhanced orthogonal persistence requires the `wasm_memory_persistence` upgrade option.",
             ),
             None | Some(WasmMemoryPersistence::Replace) => Ok(false),
-            Some(WasmMemoryPersistence::Keep) if !new.prepared.keeps_memory() => refuse(
+            Some(WasmMemoryPersistence::Keep) if !new.program.prepared.keeps_memory() => refuse(
                 "Invalid upgrade option: The `wasm_memory_persistence: opt Keep` upgrade option requires that the new canister module supports enhanced orthogonal persistence.",
             ),
             Some(WasmMemoryPersistence::Keep) => {
@@ -193,15 +198,10 @@ impl Engine {
         Ok(self.world.controlled(id, caller)?.number)
     }
 
-    fn chunks_of(&self, number: u64) -> Vec<[u8; 32]> {
-        let chunks = self.world.state.chunks.iter().map(|((owner, hash), _)| (*owner, *hash));
-        chunks.filter(|(owner, _)| *owner == number).map(|(_, hash)| hash).collect()
-    }
-
     pub(super) fn upload_chunk(&mut self, request: &Request) -> Result<Done, Reject> {
         let args: UploadChunkArgs = decode(&request.arg)?;
         let number = self.chunk_store(args.canister_id, request.caller)?;
-        if args.chunk.len() > MAX_CHUNK || self.chunks_of(number).len() >= MAX_CHUNKS {
+        if args.chunk.len() > MAX_CHUNK || self.world.chunks_of(number).len() >= MAX_CHUNKS {
             let text = format!("A canister stores at most {MAX_CHUNKS} chunks of at most {MAX_CHUNK} bytes");
             return Err(Reject::new(ErrorCode::InvalidManagementPayload, text));
         }
@@ -213,20 +213,27 @@ impl Engine {
     pub(super) fn stored_chunks(&mut self, request: &Request) -> Result<Done, Reject> {
         let CanisterIdRecord { canister_id } = decode(&request.arg)?;
         let number = self.chunk_store(canister_id, request.caller)?;
-        let chunks = self.chunks_of(number).into_iter().map(|hash| ChunkHash { hash: hash.to_vec() });
+        let chunks = self.world.chunks_of(number).into_iter().map(|hash| ChunkHash { hash: hash.to_vec() });
         Ok(Done::reply(request, encode(chunks.collect::<Vec<_>>())))
     }
 
     pub(super) fn clear_chunk_store(&mut self, request: &Request) -> Result<Done, Reject> {
         let CanisterIdRecord { canister_id } = decode(&request.arg)?;
         let number = self.chunk_store(canister_id, request.caller)?;
-        self.remove_chunks(number);
+        self.world.remove_chunks(number);
         Ok(Done::reply(request, nothing()))
+    }
+}
+
+impl World {
+    fn chunks_of(&self, number: u64) -> Vec<[u8; 32]> {
+        let chunks = self.state.chunks.iter().map(|((owner, hash), _)| (*owner, *hash));
+        chunks.filter(|(owner, _)| *owner == number).map(|(_, hash)| hash).collect()
     }
 
     pub(super) fn remove_chunks(&mut self, number: u64) {
         for hash in self.chunks_of(number) {
-            self.world.state.chunks.remove(&(number, hash));
+            self.state.chunks.remove(&(number, hash));
         }
     }
 }

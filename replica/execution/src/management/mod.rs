@@ -3,6 +3,7 @@
 mod canisters;
 mod install;
 mod settings;
+mod snapshots;
 
 use candid::utils::{ArgumentDecoder, decode_args_with_config};
 use candid::{CandidType, DecoderConfig, Principal};
@@ -32,15 +33,19 @@ impl Done {
 /// Methods that anyone may call from outside.
 const OPEN: [&str; 2] = ["provisional_create_canister_with_cycles", "provisional_top_up_canister"];
 /// Methods that controllers of the canister they name may call, from outside too.
-const CONTROLLED: [&str; 11] = [
+const CONTROLLED: [&str; 15] = [
     "canister_status",
     "clear_chunk_store",
     "delete_canister",
+    "delete_canister_snapshot",
     "install_chunked_code",
     "install_code",
+    "list_canister_snapshots",
+    "load_canister_snapshot",
     "start_canister",
     "stop_canister",
     "stored_chunks",
+    "take_canister_snapshot",
     "uninstall_code",
     "update_settings",
     "upload_chunk",
@@ -141,7 +146,9 @@ impl Engine {
             "create_canister" => self.create(request),
             "deposit_cycles" => self.deposit(request),
             "canister_status" => {
-                let reply = self.status_reply(request.caller, &request.arg)?;
+                let codes = &self.codes;
+                let program = |id: &Principal| codes.get(id).map(|code| code.program.clone());
+                let reply = self.world.status_reply(request.caller, &request.arg, program)?;
                 Ok(Done::reply(request, reply))
             }
             "canister_info" => self.info(request),
@@ -155,9 +162,13 @@ impl Engine {
             "upload_chunk" => self.upload_chunk(request),
             "stored_chunks" => self.stored_chunks(request),
             "clear_chunk_store" => self.clear_chunk_store(request),
+            "take_canister_snapshot" => self.take_snapshot(request),
+            "load_canister_snapshot" => self.load_snapshot(request),
+            "list_canister_snapshots" => self.list_snapshots(request),
+            "delete_canister_snapshot" => self.delete_snapshot(request),
             "raw_rand" => {
                 let () = decode_arguments(&request.arg)?;
-                let bytes = (self.world.config.randomness)();
+                let bytes = (self.randomness)();
                 Ok(Done::reply(request, encode(serde_bytes::Bytes::new(&bytes))))
             }
             _ => Err(unknown(method)),
@@ -185,22 +196,9 @@ impl Engine {
         self.world.discard();
         result
     }
-
-    /// Queries of the management canister.
-    pub(crate) fn manage_query(
-        &mut self,
-        sender: Principal,
-        method: &str,
-        arg: &[u8],
-    ) -> Result<Vec<u8>, Reject> {
-        match method {
-            "canister_status" => self.status_reply(sender, arg),
-            _ => Err(unknown(method)),
-        }
-    }
 }
 
-fn unknown(method: &str) -> Reject {
+pub(crate) fn unknown(method: &str) -> Reject {
     let text = format!("Management canister has no method '{method}', or not for this kind of caller");
     Reject::new(ErrorCode::UnknownManagementMessage, text)
 }

@@ -1,6 +1,7 @@
 //! Settings of canisters and their status.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use candid::{Nat, Principal};
 use ic_management_canister_types::{
@@ -12,7 +13,9 @@ use ic_management_canister_types::{
 use super::{Done, decode, encode, not_found, nothing};
 use crate::api::{ErrorCode, Reject};
 use crate::engine::Engine;
-use crate::state::{Canister, Request, Run, Settings, WASM_PAGE};
+use crate::instance::Program;
+use crate::state::{Canister, Request, Run, Settings, WASM_PAGE, World};
+use crate::store::PAGE;
 
 const MAX_CONTROLLERS: usize = 10;
 const MAX_VARIABLES: usize = 20;
@@ -114,26 +117,35 @@ impl Engine {
         };
         Ok(Done::reply(request, encode(info)))
     }
+}
 
+impl World {
     /// The reply of `canister_status`, which a canister may ask of itself too.
-    pub(super) fn status_reply(&mut self, caller: Principal, arg: &[u8]) -> Result<Vec<u8>, Reject> {
+    pub(crate) fn status_reply(
+        &mut self,
+        caller: Principal,
+        arg: &[u8],
+        program: impl Fn(&Principal) -> Option<Arc<Program>>,
+    ) -> Result<Vec<u8>, Reject> {
         let CanisterIdRecord { canister_id: id } = decode(arg)?;
         if caller != id {
-            self.world.controlled(id, caller)?;
+            self.controlled(id, caller)?;
         }
-        let canister = self.world.state.canisters.get(&id).ok_or_else(|| not_found(id))?;
-        let bytes_of =
-            |space| self.world.heap.space(space).map_or(0, |space| space.pages() * heap::PAGE as u64);
-        let sections = self.codes.get(&id).map_or(0, |code| {
-            code.prepared
-                .metadata
-                .iter()
-                .map(|(name, section)| (name.len() + section.content.len()) as u64)
-                .sum()
+        let canister = self.state.canisters.get(&id).ok_or_else(|| not_found(id))?;
+        let bytes_of = |space| match self.snapshot.space_pages(space) {
+            Ok(pages) => Ok(pages.unwrap_or(0) * PAGE as u64),
+            Err(error) => Err(Reject::new(ErrorCode::SubnetOversubscribed, error.to_string())),
+        };
+        let sections = program(&id).map_or(0, |program| {
+            let sections = program.prepared.metadata.iter();
+            sections.map(|(name, section)| (name.len() + section.content.len()) as u64).sum()
         });
-        let chunks = self.world.state.chunks.iter();
+        let chunks = self.state.chunks.iter();
         let chunks = chunks.filter(|((number, _), _)| *number == canister.number);
-        let (memory, stable) = (bytes_of(canister.memory_space()), canister.stable_pages * WASM_PAGE);
+        let (memory, stable) = (bytes_of(canister.memory_space())?, canister.stable_pages * WASM_PAGE);
+        let snapshots = self.state.snapshots.iter();
+        let snapshots = snapshots.filter(|((owner, _), _)| *owner == canister.number);
+        let snapshots: u64 = snapshots.map(|(_, record)| record.total_size).sum();
         let globals = canister.globals.len() as u64 * 8;
         let module = canister.module.as_ref().map_or(0, |module| module.bytes);
         let chunks: u64 = chunks.map(|(_, chunk)| chunk.len() as u64).sum();
@@ -147,7 +159,7 @@ impl Engine {
             version: canister.version,
             settings: definite(canister),
             module_hash: canister.module.as_ref().map(|module| module.hash.to_vec()),
-            memory_size: Nat::from(memory + stable + globals + module + chunks),
+            memory_size: Nat::from(memory + stable + globals + module + chunks + snapshots),
             memory_metrics: MemoryMetrics {
                 wasm_memory_size: memory.into(),
                 stable_memory_size: stable.into(),
@@ -156,7 +168,7 @@ impl Engine {
                 custom_sections_size: Nat::from(sections),
                 canister_history_size: 0u32.into(),
                 wasm_chunk_store_size: chunks.into(),
-                snapshots_size: 0u32.into(),
+                snapshots_size: snapshots.into(),
                 log_memory_store_size: 0u32.into(),
             },
             cycles: canister.cycles.into(),
@@ -169,7 +181,7 @@ impl Engine {
                 response_payload_bytes_total: 0u32.into(),
             },
         };
-        self.world.discard();
+        self.discard();
         Ok(encode(status))
     }
 }

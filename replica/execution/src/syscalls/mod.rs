@@ -14,10 +14,12 @@ use std::borrow::Cow;
 use std::marker::PhantomData;
 
 use candid::Principal;
-use wasmtime::{Caller, Linker, Memory, Result, StoreLimits, Trap, WasmTy};
+use wasmtime::{Caller, Linker, Memory, Result, Trap, WasmTy};
 
 use crate::api::Reject;
+use crate::instance::Most;
 use crate::state::{self, CallContext, Closure, Lent, World};
+use crate::working::Working;
 
 /// Largest reply of an update, in bytes.
 const MAX_REPLY: usize = 2 << 20;
@@ -146,7 +148,9 @@ pub(crate) struct Context {
     pub(crate) world: Lent<World>,
     pub(crate) call: Call,
     pub(crate) memory: Option<Memory>,
-    pub(crate) limits: StoreLimits,
+    /// What that memory consists of, and what was changed in it.
+    pub(crate) working: Option<Working>,
+    pub(crate) limits: Most,
 }
 
 /// Why the program was stopped by a system call.
@@ -191,6 +195,13 @@ impl Context {
 
     fn call_context(&self) -> Option<&CallContext> {
         self.world.state.contexts.get(&self.call.context)
+    }
+
+    /// Notes that a range of the program's memory is about to change.
+    pub(crate) fn mark(&mut self, start: u64, length: u64) {
+        if let Some(working) = &mut self.working {
+            working.mark_range(start, length);
+        }
     }
 
     /// Gives up a call that was begun; its cycles come back.
@@ -284,6 +295,7 @@ fn read_principal(caller: &mut Host<'_>, source: u64, size: u64) -> Result<Princ
 
 /// Writes to `destination` of the program's memory.
 fn write(caller: &mut Host<'_>, destination: u64, bytes: &[u8]) -> Result<()> {
+    caller.data_mut().mark(destination, bytes.len() as u64);
     let (memory, _) = split(caller);
     let range = range(destination, bytes.len() as u64, memory.len())?;
     memory[range].copy_from_slice(bytes);
@@ -302,6 +314,7 @@ fn copy_out(
     show: &dyn Fn(&Context) -> Result<Cow<'_, [u8]>>,
 ) -> Result<()> {
     charge(caller, size)?;
+    caller.data_mut().mark(destination, size);
     let (memory, context) = split(caller);
     let bytes = show(context)?;
     let Ok(from) = range(offset, size, bytes.len()) else {

@@ -99,13 +99,13 @@ fn check(context: &Context, offset: u64, size: u64) -> Result<()> {
 
 fn read(caller: &mut Host<'_>, destination: u64, offset: u64, size: u64) -> Result<()> {
     charge(caller, size)?;
+    check(caller.data(), offset, size)?;
+    caller.data_mut().mark(destination, size);
     let (memory, context) = split(caller);
-    check(context, offset, size)?;
     let range = range(destination, size, memory.len())?;
     let space = context.canister()?.stable_space();
     let world = &mut *context.world;
-    world.overlay.read(&world.heap, space, offset, &mut memory[range]);
-    Ok(())
+    Ok(world.overlay.read(&world.snapshot, space, offset, &mut memory[range])?)
 }
 
 fn write(caller: &mut Host<'_>, offset: u64, source: u64, size: u64) -> Result<()> {
@@ -123,6 +123,5 @@ fn write(caller: &mut Host<'_>, offset: u64, source: u64, size: u64) -> Result<(
         ))
         .into());
     }
-    world.overlay.write(&world.heap, space, offset, &memory[range]);
-    Ok(())
+    Ok(world.overlay.write(&world.snapshot, space, offset, &memory[range])?)
 }

@@ -20,6 +20,7 @@ pub struct Node {
     pub now: u64,
     sent: u64,
     limits: Limits,
+    lazy: bool,
 }
 
 pub fn controller() -> Principal {
@@ -30,7 +31,7 @@ pub fn limits() -> Limits {
     Limits { update_instructions: 50_000_000, query_instructions: 50_000_000, ..Limits::default() }
 }
 
-fn engine(media: &MemMedia, limits: Limits, create: bool) -> Engine {
+fn engine(media: &MemMedia, limits: Limits, create: bool, lazy_memory: bool) -> Engine {
     let options = OpenOptions { create, ..OpenOptions::default() };
     let (heap, _) = Heap::open(Box::new(media.clone()), &Key::new([3; 32]), &options).unwrap();
     let mut next = 0;
@@ -44,6 +45,7 @@ fn engine(media: &MemMedia, limits: Limits, create: bool) -> Engine {
             [next; 32]
         }),
         limits,
+        lazy_memory,
     };
     Engine::open(heap, config).unwrap()
 }
@@ -54,14 +56,19 @@ impl Node {
     }
 
     pub fn with(limits: Limits, bytes: usize) -> Self {
+        Self::choosing(limits, bytes, true)
+    }
+
+    /// `lazy`: memories are read page by page rather than as a whole.
+    pub fn choosing(limits: Limits, bytes: usize, lazy: bool) -> Self {
         let media = MemMedia::new(bytes);
-        let engine = engine(&media, limits.clone(), true);
-        Self { engine, media, now: 1_700_000_000 * SECOND, sent: 0, limits }
+        let engine = engine(&media, limits.clone(), true, lazy);
+        Self { engine, media, now: 1_700_000_000 * SECOND, sent: 0, limits, lazy }
     }
 
     /// As after a power cut: nothing survives but the medium.
     pub fn reopen(&mut self) {
-        self.engine = engine(&self.media, self.limits.clone(), false);
+        self.engine = engine(&self.media, self.limits.clone(), false, self.lazy);
     }
 
     pub fn message(&mut self, canister: Principal, method: &str, arg: Vec<u8>) -> IngressMessage {

@@ -6,19 +6,31 @@
 //! - memory 0, table 0 and every mutable global are exported under names starting with [`RESERVED`];
 //! - the start function is exported instead of run;
 //! - active data segments are emptied (their content is kept here and written once, at installation);
-//! - `data.drop` does nothing, since whether a segment was dropped would be state that cannot be read.
+//! - `data.drop` does nothing, since whether a segment was dropped would be state that cannot be read;
+//! - what changes memory 0 is noted, and instructions are counted, as [`track`] says.
 //!
 //! Tables keep what their element segments gave them: instructions that change a table are refused.
 
 use std::collections::BTreeMap;
 use std::io::Read;
 
-use wasm_encoder::{DataSection, ExportKind, ExportSection, Module, RawSection, SectionId};
+use wasm_encoder::reencode::Reencode;
+use wasm_encoder::{
+    DataSection, ElementSection, EntityType, ExportKind, ExportSection, FunctionSection, GlobalSection,
+    ImportSection, MemorySection, MemoryType, Module, Section, TableSection, TypeSection,
+};
 use wasmparser::{
-    DataKind, ExternalKind, Operator, Parser, Payload, TypeRef, ValType, Validator, WasmFeatures,
+    DataKind, ExternalKind, FunctionBody, Operator, Parser, Payload, TypeRef, ValType, Validator,
+    WasmFeatures,
 };
 
 use crate::api::Metadata;
+use crate::state::WASM_PAGE;
+use crate::working::CARD_BYTES;
+
+mod track;
+
+use track::{ADDED_IMPORTS, Renumber, Tracking};
 
 /// What exports added by the preparation start with; uploaded modules may not use it.
 pub(crate) const RESERVED: &str = "redoubt:";
@@ -28,6 +40,12 @@ pub(crate) const MEMORY: &str = "redoubt:memory";
 pub(crate) const TABLE: &str = "redoubt:table";
 /// The exported start function.
 pub(crate) const START: &str = "redoubt:start";
+/// Module of the imports that the preparation adds.
+pub(crate) const ADDED: &str = "redoubt";
+/// Tells that a page, by its number, is about to change.
+pub(crate) const MARK: &str = "mark";
+/// Tells that a range, by address and length, is about to change.
+pub(crate) const MARK_RANGE: &str = "mark_range";
 
 const MAX_FUNCTIONS: u32 = 50_000;
 const MAX_GLOBALS: usize = 1_000;
@@ -133,19 +151,41 @@ fn unpack(upload: &[u8], limit: u64) -> Result<std::borrow::Cow<'_, [u8]>, Prepa
 
 /// Checks and rewrites a module, which may be gzip'd.
 pub(crate) fn prepare(upload: &[u8], limit: u64) -> Result<Prepared, PrepareError> {
+    rewrite(upload, limit, true)
+}
+
+/// The same without marks, to see what they cost. What such a program changes cannot be committed.
+#[cfg(any(test, feature = "bench"))]
+pub(crate) fn prepare_untracked(upload: &[u8], limit: u64) -> Result<Prepared, PrepareError> {
+    rewrite(upload, limit, false)
+}
+
+fn rewrite(upload: &[u8], limit: u64, mark: bool) -> Result<Prepared, PrepareError> {
     let wasm = unpack(upload, limit)?;
     Validator::new_with_features(FEATURES).validate_all(&wasm)?;
-    let mut rewriter = Rewriter::default();
+    let mut rewriter = Rewriter { mark, ..Rewriter::default() };
     for payload in Parser::new(0).parse_all(&wasm) {
-        rewriter.payload(&wasm, payload?)?;
+        rewriter.payload(payload?)?;
     }
     rewriter.finish()
 }
 
 #[derive(Default)]
-struct Rewriter {
-    sections: Vec<(u8, Vec<u8>)>,
-    exports: ExportSection,
+struct Rewriter<'a> {
+    /// Stores are to be marked.
+    mark: bool,
+    type_section: TypeSection,
+    import_section: ImportSection,
+    function_section: FunctionSection,
+    tables_reader: Option<wasmparser::TableSectionReader<'a>>,
+    memory_section: MemorySection,
+    globals_reader: Option<wasmparser::GlobalSectionReader<'a>>,
+    elements_reader: Option<wasmparser::ElementSectionReader<'a>>,
+    data_count: Option<u32>,
+    bodies: Vec<FunctionBody<'a>>,
+    data_section: DataSection,
+    /// Names, kinds and old indices.
+    exports: Vec<(String, ExportKind, u32)>,
     memory64: bool,
     has_memory: bool,
     has_table: bool,
@@ -155,6 +195,7 @@ struct Rewriter {
     types: Vec<(usize, usize)>,
     /// Type of each function, imported ones first.
     functions: Vec<u32>,
+    imported: u32,
     /// `canister_…` exports and the function behind each.
     entries: Vec<(String, u32)>,
     globals: Vec<(String, GlobalType)>,
@@ -162,45 +203,62 @@ struct Rewriter {
     metadata_bytes: usize,
 }
 
-impl Rewriter {
-    fn payload(&mut self, wasm: &[u8], payload: Payload<'_>) -> Result<(), PrepareError> {
-        let section = payload.as_section();
+/// A section could not be written anew.
+fn invalid(error: wasm_encoder::reencode::Error<std::convert::Infallible>) -> PrepareError {
+    PrepareError::Invalid(format!("{error:?}"))
+}
+
+/// Writes sections anew that name no function.
+const SAME: Renumber = Renumber { imported: u32::MAX, added: 0 };
+
+impl<'a> Rewriter<'a> {
+    fn payload(&mut self, payload: Payload<'a>) -> Result<(), PrepareError> {
+        let mut same = SAME;
         match payload {
             Payload::TypeSection(reader) => {
-                for ty in reader.into_iter_err_on_gc_types() {
+                for ty in reader.clone().into_iter_err_on_gc_types() {
                     let ty = ty?;
                     self.types.push((ty.params().len(), ty.results().len()));
                 }
+                same.parse_type_section(&mut self.type_section, reader).map_err(invalid)?;
             }
             Payload::ImportSection(reader) => {
-                for import in reader.into_imports() {
+                for import in reader.clone().into_imports() {
                     let import = import?;
                     match import.ty {
                         TypeRef::Func(ty) if import.module == "ic0" => self.functions.push(ty),
                         _ => return Err(PrepareError::Import(import.module.into(), import.name.into())),
                     }
                 }
+                self.imported = self.functions.len() as u32;
+                same.parse_import_section(&mut self.import_section, reader).map_err(invalid)?;
             }
             Payload::FunctionSection(reader) => {
                 if reader.count() > MAX_FUNCTIONS {
                     return Err(PrepareError::Limit("functions", MAX_FUNCTIONS as usize));
                 }
                 for ty in reader {
-                    self.functions.push(ty?);
+                    let ty = ty?;
+                    self.functions.push(ty);
+                    self.function_section.function(ty);
                 }
             }
-            Payload::TableSection(reader) if reader.count() > 0 => self.has_table = true,
+            Payload::TableSection(reader) => {
+                self.has_table = reader.count() > 0;
+                self.tables_reader = Some(reader);
+            }
             Payload::MemorySection(reader) => {
-                for memory in reader {
+                for memory in reader.clone() {
                     self.has_memory = true;
                     self.memory64 = memory?.memory64;
                 }
+                same.parse_memory_section(&mut self.memory_section, reader).map_err(invalid)?;
             }
             Payload::GlobalSection(reader) => {
                 if reader.count() as usize > MAX_GLOBALS {
                     return Err(PrepareError::Limit("globals", MAX_GLOBALS));
                 }
-                for (index, global) in (0..).zip(reader) {
+                for (index, global) in (0..).zip(reader.clone()) {
                     let ty = global?.ty;
                     if !ty.mutable {
                         continue;
@@ -216,32 +274,28 @@ impl Rewriter {
                         }
                     };
                     let name = format!("{RESERVED}global:{index}");
-                    self.exports.export(&name, ExportKind::Global, index);
+                    self.exports.push((name.clone(), ExportKind::Global, index));
                     self.globals.push((name, ty));
                 }
+                self.globals_reader = Some(reader);
             }
             Payload::ExportSection(reader) => {
                 for export in reader {
                     let export = export?;
                     self.export(export.name, export.kind, export.index)?;
                 }
-                return Ok(());
             }
             Payload::StartSection { func, .. } => {
-                self.exports.export(START, ExportKind::Func, func);
-                return Ok(());
+                self.exports.push((START.to_owned(), ExportKind::Func, func));
             }
-            Payload::CodeSectionStart { range, .. } => {
-                let body = self.code(wasm, range.clone())?;
-                self.sections.push((SectionId::Code as u8, body));
-                return Ok(());
-            }
+            Payload::ElementSection(reader) => self.elements_reader = Some(reader),
+            Payload::DataCountSection { count, .. } => self.data_count = Some(count),
+            Payload::CodeSectionEntry(body) => self.bodies.push(body),
             Payload::DataSection(reader) => {
-                let mut section = DataSection::new();
                 for data in reader {
                     let data = data?;
                     match data.kind {
-                        DataKind::Passive => section.passive(data.data.iter().copied()),
+                        DataKind::Passive => self.data_section.passive(data.data.iter().copied()),
                         DataKind::Active { offset_expr, .. } => {
                             let mut reader = offset_expr.get_operators_reader();
                             let address = match reader.read()? {
@@ -255,29 +309,13 @@ impl Rewriter {
                                 }
                             };
                             self.data.push((address, data.data.to_vec()));
-                            section.passive([])
+                            self.data_section.passive([])
                         }
                     };
                 }
-                let mut bytes = Vec::new();
-                wasm_encoder::Encode::encode(&section, &mut bytes);
-                // `encode` writes the section's length first, `RawSection` will do so again.
-                let mut reader = wasmparser::BinaryReader::new(&bytes, 0);
-                reader.read_var_u32()?;
-                let start = reader.original_position();
-                self.sections.push((SectionId::Data as u8, bytes.split_off(start)));
-                return Ok(());
             }
-            Payload::CustomSection(reader) => {
-                self.custom(reader.name(), reader.data())?;
-                return Ok(());
-            }
+            Payload::CustomSection(reader) => self.custom(reader.name(), reader.data())?,
             _ => {}
-        }
-        if let Some((id, range)) = section {
-            let bytes = wasm.get(range).ok_or(PrepareError::Unsupported("a section beyond the end"))?;
-            // The code section's bodies come as payloads of their own, without a section.
-            self.sections.push((id, bytes.to_vec()));
         }
         Ok(())
     }
@@ -345,37 +383,8 @@ impl Rewriter {
             ExternalKind::Global => ExportKind::Global,
             _ => return refuse("this kind of export is not supported"),
         };
-        self.exports.export(name, kind, index);
+        self.exports.push((name.to_owned(), kind, index));
         Ok(())
-    }
-
-    /// Refuses what would change a table; replaces `data.drop` by as many bytes of `nop`.
-    fn code(&self, wasm: &[u8], range: std::ops::Range<usize>) -> Result<Vec<u8>, PrepareError> {
-        let section = wasm.get(range.clone()).ok_or(PrepareError::Unsupported("a section beyond the end"))?;
-        let mut bytes = section.to_vec();
-        let reader = wasmparser::BinaryReader::new(section, range.start);
-        for body in wasmparser::CodeSectionReader::new(reader)? {
-            let mut operators = body?.get_operators_reader()?;
-            while !operators.eof() {
-                let start = operators.original_position();
-                match operators.read()? {
-                    Operator::TableSet { .. } => return Err(PrepareError::Table("table.set")),
-                    Operator::TableGrow { .. } => return Err(PrepareError::Table("table.grow")),
-                    Operator::TableFill { .. } => return Err(PrepareError::Table("table.fill")),
-                    Operator::TableCopy { .. } => return Err(PrepareError::Table("table.copy")),
-                    Operator::TableInit { .. } => return Err(PrepareError::Table("table.init")),
-                    Operator::ElemDrop { .. } => return Err(PrepareError::Table("elem.drop")),
-                    Operator::DataDrop { .. } => {
-                        let instruction = start - range.start..operators.original_position() - range.start;
-                        if let Some(bytes) = bytes.get_mut(instruction) {
-                            bytes.fill(0x01);
-                        }
-                    }
-                    _ => {}
-                }
-            }
-        }
-        Ok(bytes)
     }
 
     fn finish(mut self) -> Result<Prepared, PrepareError> {
@@ -386,25 +395,55 @@ impl Rewriter {
             }
         }
         if self.has_memory {
-            self.exports.export(MEMORY, ExportKind::Memory, 0);
+            self.exports.push((MEMORY.to_owned(), ExportKind::Memory, 0));
         }
         if self.has_table {
-            self.exports.export(TABLE, ExportKind::Table, 0);
+            self.exports.push((TABLE.to_owned(), ExportKind::Table, 0));
+        }
+        let mark = self.mark && self.has_memory;
+        let added = if mark { self.add_tracking() } else { 0 };
+        let mut renumber = Renumber { imported: self.imported, added };
+        let mut exports = ExportSection::new();
+        for (name, kind, index) in &self.exports {
+            let index = if *kind == ExportKind::Func { renumber.function(*index) } else { *index };
+            exports.export(name, *kind, index);
+        }
+        let (mut tables, mut globals, mut elements) =
+            (TableSection::new(), GlobalSection::new(), ElementSection::new());
+        if let Some(reader) = self.tables_reader.take() {
+            renumber.parse_table_section(&mut tables, reader).map_err(invalid)?;
+        }
+        if let Some(reader) = self.globals_reader.take() {
+            renumber.parse_global_section(&mut globals, reader).map_err(invalid)?;
+        }
+        if let Some(reader) = self.elements_reader.take() {
+            renumber.parse_element_section(&mut elements, reader).map_err(invalid)?;
+        }
+        let mut code = Tracking::new(renumber, self.memory64, mark);
+        for (ty, body) in self.functions.iter().skip(self.imported as usize).zip(&self.bodies) {
+            let parameters = self.types.get(*ty as usize).map_or(0, |(parameters, _)| *parameters);
+            code.body(parameters as u32, body)?;
         }
         let mut module = Module::new();
-        let mut exports = Some(self.exports);
-        for (id, data) in &self.sections {
-            let after_exports = [SectionId::Element, SectionId::DataCount, SectionId::Code, SectionId::Data]
-                .iter()
-                .any(|section| *section as u8 == *id);
-            if after_exports && let Some(exports) = exports.take() {
-                module.section(&exports);
+        let mut section = |count: usize, section: &dyn AnySection| {
+            if count > 0 {
+                section.add_to(&mut module);
             }
-            module.section(&RawSection { id: *id, data });
+        };
+        section(self.type_section.len() as usize, &self.type_section);
+        section(self.import_section.len() as usize, &self.import_section);
+        section(self.function_section.len() as usize, &self.function_section);
+        section(tables.len() as usize, &tables);
+        section(self.memory_section.len() as usize, &self.memory_section);
+        section(globals.len() as usize, &globals);
+        section(exports.len() as usize, &exports);
+        section(elements.len() as usize, &elements);
+        if let Some(count) = self.data_count {
+            section(1, &wasm_encoder::DataCountSection { count });
         }
-        if let Some(exports) = exports {
-            module.section(&exports);
-        }
+        section(code.hints.len() as usize, &code.hints);
+        section(code.code.len() as usize, &code.code);
+        section(self.data_section.len() as usize, &self.data_section);
         let exports = |name: &str| self.entries.iter().any(|(entry, _)| entry == name);
         Ok(Prepared {
             wasm: module.finish(),
@@ -416,6 +455,37 @@ impl Rewriter {
             globals: self.globals,
             metadata: self.metadata,
         })
+    }
+
+    /// Adds the memory for the marks and the imports that set them; gives the number of imports.
+    fn add_tracking(&mut self) -> u32 {
+        let address = if self.memory64 { wasm_encoder::ValType::I64 } else { wasm_encoder::ValType::I32 };
+        let parameters = [vec![wasm_encoder::ValType::I32], vec![address, address]];
+        for (name, parameters) in [MARK, MARK_RANGE].into_iter().zip(parameters) {
+            let ty = self.type_section.len();
+            self.type_section.ty().function(parameters, []);
+            self.import_section.import(ADDED, name, EntityType::Function(ty));
+        }
+        let pages = CARD_BYTES as u64 / WASM_PAGE;
+        self.memory_section.memory(MemoryType {
+            minimum: pages,
+            maximum: Some(pages),
+            memory64: false,
+            shared: false,
+            page_size_log2: None,
+        });
+        ADDED_IMPORTS
+    }
+}
+
+/// Any section of a module.
+trait AnySection {
+    fn add_to(&self, module: &mut Module);
+}
+
+impl<T: Section> AnySection for T {
+    fn add_to(&self, module: &mut Module) {
+        module.section(self);
     }
 }
 
@@ -446,7 +516,8 @@ mod tests {
                 (@custom "icp:private enhanced-orthogonal-persistence" "x"))"#,
         )
         .unwrap();
-        Validator::new_with_features(FEATURES).validate_all(&prepared.wasm).unwrap();
+        let features = FEATURES | WasmFeatures::MULTI_MEMORY;
+        Validator::new_with_features(features).validate_all(&prepared.wasm).unwrap();
         assert!(prepared.memory64 && prepared.heartbeat && !prepared.inspects && prepared.keeps_memory());
         assert_eq!(prepared.data, [(7, b"seven".to_vec())]);
         assert_eq!(prepared.globals, [(format!("{RESERVED}global:1"), GlobalType::I64)]);

@@ -1,0 +1,346 @@
+//! Marking of stores: the code section, rewritten so that every change of memory 0 is noted before it happens.
+//!
+//! Memory [`CARDS`] is added to the module: one byte for each 4 KiB of memory 0. Before a store, the byte of the
+//! page in which it begins is looked at; if it is zero, the imported function `redoubt.mark` is told. So each page
+//! costs one call per message, and every further store a load and a branch that is hardly ever taken, and that the
+//! compiler is told to lay out of the way. A store that runs into the next page leaves that one unmarked: the
+//! collector finds out by the page's first bytes (see `crate::working`). Bulk instructions mark all their pages.
+//!
+//! The address of a mark is computed as that of the store, without its checks: where it wraps or lies outside, the
+//! store traps, and a mark too many does no harm.
+//!
+//! What is added must not count as instructions of the program. The engine's table of costs therefore makes every
+//! instruction free except `nop`, which costs one; here each instruction that counts gets a `nop` before it, and
+//! the program's own are left out. The count is that of the uploaded module, instruction for instruction.
+
+use wasm_encoder::reencode::Reencode;
+use wasm_encoder::{BlockType, BranchHint, BranchHints, CodeSection, Function, Instruction, MemArg, ValType};
+use wasmparser::{FunctionBody, Operator};
+
+use super::PrepareError;
+
+/// Index of the added memory; uploaded modules have at most one.
+pub(super) const CARDS: u32 = 1;
+/// Address bits within a page.
+const PAGE_BITS: i32 = heap::PAGE.trailing_zeros() as i32;
+/// Added imports: `redoubt.mark` and `redoubt.mark_range`.
+pub(super) const ADDED_IMPORTS: u32 = 2;
+
+/// Indices of functions, with the added imports after the uploaded module's.
+#[derive(Clone, Copy)]
+pub(super) struct Renumber {
+    /// Imported functions of the uploaded module.
+    pub(super) imported: u32,
+    /// Functions added after them.
+    pub(super) added: u32,
+}
+
+impl Reencode for Renumber {
+    type Error = std::convert::Infallible;
+
+    fn function_index(&mut self, index: u32) -> Result<u32, wasm_encoder::reencode::Error<Self::Error>> {
+        Ok(self.function(index))
+    }
+}
+
+impl Renumber {
+    pub(super) fn function(self, index: u32) -> u32 {
+        if index < self.imported { index } else { index + self.added }
+    }
+}
+
+/// The rewritten bodies.
+pub(super) struct Tracking {
+    pub(super) renumber: Renumber,
+    pub(super) memory64: bool,
+    /// Stores are marked; otherwise there is no memory, or its changes are not to be tracked.
+    pub(super) mark: bool,
+    pub(super) code: CodeSection,
+    pub(super) hints: BranchHints,
+    bodies: u32,
+}
+
+/// What an instruction writes, and how.
+enum Write {
+    /// A store of a value of this type at the address plus offset.
+    Store(ValType, u64),
+    Fill,
+    Copy,
+    Init,
+}
+
+fn write_of(operator: &Operator<'_>) -> Option<Write> {
+    use Operator as O;
+    let (ty, memarg) = match operator {
+        O::I32Store { memarg } | O::I32Store8 { memarg } | O::I32Store16 { memarg } => (ValType::I32, memarg),
+        O::I64Store { memarg }
+        | O::I64Store8 { memarg }
+        | O::I64Store16 { memarg }
+        | O::I64Store32 { memarg } => (ValType::I64, memarg),
+        O::F32Store { memarg } => (ValType::F32, memarg),
+        O::F64Store { memarg } => (ValType::F64, memarg),
+        O::V128Store { memarg }
+        | O::V128Store8Lane { memarg, .. }
+        | O::V128Store16Lane { memarg, .. }
+        | O::V128Store32Lane { memarg, .. }
+        | O::V128Store64Lane { memarg, .. } => (ValType::V128, memarg),
+        O::MemoryFill { .. } => return Some(Write::Fill),
+        O::MemoryCopy { .. } => return Some(Write::Copy),
+        O::MemoryInit { .. } => return Some(Write::Init),
+        _ => return None,
+    };
+    Some(Write::Store(ty, memarg.offset))
+}
+
+/// Instructions that cost nothing: those for which no code is made, and those that only shape the control flow,
+/// as in wasmtime's own table.
+fn free(operator: &Operator<'_>) -> bool {
+    use Operator as O;
+    matches!(
+        operator,
+        O::Nop
+            | O::Drop
+            | O::Block { .. }
+            | O::Loop { .. }
+            | O::Unreachable
+            | O::Return
+            | O::Else
+            | O::End
+            // Taken out below.
+            | O::DataDrop { .. }
+    )
+}
+
+/// Added locals of one function.
+#[derive(Clone, Copy)]
+struct Locals {
+    /// Index of the first.
+    first: u32,
+}
+
+impl Locals {
+    /// Types in the order of the indices below; `address` stands for the address type.
+    fn types(address: ValType) -> [(u32, ValType); 6] {
+        use ValType::{F32, F64, I32, I64, V128};
+        [(3, address), (4, I32), (1, I64), (1, F32), (1, F64), (1, V128)]
+    }
+    fn address(self) -> u32 {
+        self.first
+    }
+    fn source(self) -> u32 {
+        self.first + 1
+    }
+    fn length(self) -> u32 {
+        self.first + 2
+    }
+    fn page(self) -> u32 {
+        self.first + 3
+    }
+    fn last_page(self) -> u32 {
+        self.first + 4
+    }
+    fn word(self) -> u32 {
+        self.first + 5
+    }
+    fn short_length(self) -> u32 {
+        self.first + 6
+    }
+    fn value(self, ty: ValType) -> u32 {
+        match ty {
+            ValType::I64 => self.first + 7,
+            ValType::F32 => self.first + 8,
+            ValType::F64 => self.first + 9,
+            ValType::V128 => self.first + 10,
+            _ => self.word(),
+        }
+    }
+}
+
+/// One function while it is being written.
+struct Body<'a> {
+    out: Function,
+    locals: Locals,
+    tracking: &'a Tracking,
+    hints: Vec<BranchHint>,
+}
+
+impl Tracking {
+    pub(super) fn new(renumber: Renumber, memory64: bool, mark: bool) -> Self {
+        Self { renumber, memory64, mark, code: CodeSection::new(), hints: BranchHints::new(), bodies: 0 }
+    }
+
+    fn address(&self) -> ValType {
+        if self.memory64 { ValType::I64 } else { ValType::I32 }
+    }
+
+    /// Rewrites one function, which has this many parameters.
+    pub(super) fn body(&mut self, parameters: u32, body: &FunctionBody<'_>) -> Result<(), PrepareError> {
+        let invalid = |error| PrepareError::Invalid(format!("{error:?}"));
+        let mut renumber = self.renumber;
+        let mut types = Vec::new();
+        let mut first = parameters;
+        for local in body.get_locals_reader()? {
+            let (count, ty) = local?;
+            first = first.saturating_add(count);
+            types.push((count, renumber.val_type(ty).map_err(invalid)?));
+        }
+        let operators = body.get_operators_reader()?;
+        let writes = operators.clone().into_iter().any(|it| it.is_ok_and(|it| write_of(&it).is_some()));
+        if writes && self.mark {
+            types.extend(Locals::types(self.address()));
+        }
+        let mut body =
+            Body { out: Function::new(types), locals: Locals { first }, tracking: self, hints: Vec::new() };
+        for operator in operators {
+            let operator = operator?;
+            refuse_table_changes(&operator)?;
+            if !free(&operator) {
+                body.out.instruction(&Instruction::Nop);
+            }
+            // Whether a segment was dropped would be state that cannot be read.
+            if matches!(operator, Operator::Nop | Operator::DataDrop { .. }) {
+                continue;
+            }
+            if self.mark {
+                match write_of(&operator) {
+                    Some(Write::Store(ty, offset)) => body.before_store(ty, offset),
+                    Some(Write::Fill) => body.before_bulk(body.locals.word(), false),
+                    Some(Write::Copy) => body.before_bulk(body.locals.source(), false),
+                    Some(Write::Init) => body.before_bulk(body.locals.word(), true),
+                    None => {}
+                }
+            }
+            body.out.instruction(&renumber.instruction(operator).map_err(invalid)?);
+        }
+        let Body { out, hints, .. } = body;
+        if !hints.is_empty() {
+            let index = self.renumber.imported + self.renumber.added + self.bodies;
+            self.hints.function_hints(index, hints);
+        }
+        self.bodies += 1;
+        self.code.function(&out);
+        Ok(())
+    }
+}
+
+fn refuse_table_changes(operator: &Operator<'_>) -> Result<(), PrepareError> {
+    let name = match operator {
+        Operator::TableSet { .. } => "table.set",
+        Operator::TableGrow { .. } => "table.grow",
+        Operator::TableFill { .. } => "table.fill",
+        Operator::TableCopy { .. } => "table.copy",
+        Operator::TableInit { .. } => "table.init",
+        Operator::ElemDrop { .. } => "elem.drop",
+        _ => return Ok(()),
+    };
+    Err(PrepareError::Table(name))
+}
+
+impl Body<'_> {
+    fn add<const N: usize>(&mut self, instructions: [Instruction<'_>; N]) {
+        for instruction in &instructions {
+            self.out.instruction(instruction);
+        }
+    }
+
+    fn card() -> MemArg {
+        MemArg { offset: 0, align: 0, memory_index: CARDS }
+    }
+
+    /// Turns the address on the stack into the number of its page, kept in a local and on the stack.
+    fn page(&mut self, local: u32) {
+        if self.tracking.memory64 {
+            let bits = i64::from(PAGE_BITS);
+            self.add([Instruction::I64Const(bits), Instruction::I64ShrU, Instruction::I32WrapI64]);
+        } else {
+            self.add([Instruction::I32Const(PAGE_BITS), Instruction::I32ShrU]);
+        }
+        self.add([Instruction::LocalTee(local)]);
+    }
+
+    /// With address and value on the stack, which stay there.
+    fn before_store(&mut self, ty: ValType, offset: u64) {
+        let locals = self.locals;
+        let (address, value) = (locals.address(), locals.value(ty));
+        self.add([
+            Instruction::LocalSet(value),
+            Instruction::LocalTee(address),
+            Instruction::LocalGet(address),
+        ]);
+        if offset != 0 {
+            if self.tracking.memory64 {
+                self.add([Instruction::I64Const(offset.cast_signed()), Instruction::I64Add]);
+            } else {
+                // Validation made sure that it has 32 bits.
+                let offset = u32::try_from(offset).unwrap_or(u32::MAX);
+                self.add([Instruction::I32Const(offset.cast_signed()), Instruction::I32Add]);
+            }
+        }
+        self.page(locals.page());
+        self.add([Instruction::I32Load8U(Self::card()), Instruction::I32Eqz]);
+        let branch_func_offset = u32::try_from(self.out.byte_len()).unwrap_or(u32::MAX);
+        self.hints.push(BranchHint { branch_func_offset, branch_hint_value: 0 });
+        let mark = self.tracking.renumber.imported;
+        self.add([
+            Instruction::If(BlockType::Empty),
+            Instruction::LocalGet(locals.page()),
+            Instruction::Call(mark),
+            Instruction::End,
+            Instruction::LocalGet(value),
+        ]);
+    }
+
+    /// With destination, a second operand and a length on the stack, which stay there. `short`: the length has 32
+    /// bits whatever the addresses have.
+    fn before_bulk(&mut self, second: u32, short: bool) {
+        let locals = self.locals;
+        let (address, length) = (locals.address(), locals.length());
+        let wide = self.tracking.memory64;
+        if short {
+            self.add([Instruction::LocalTee(locals.short_length())]);
+            if wide {
+                self.add([Instruction::I64ExtendI32U]);
+            }
+        }
+        self.add([
+            Instruction::LocalSet(length),
+            Instruction::LocalSet(second),
+            Instruction::LocalSet(address),
+            Instruction::Block(BlockType::Empty),
+            Instruction::Block(BlockType::Empty),
+            // The last page less the first; a length of zero may give any number.
+            Instruction::LocalGet(address),
+            Instruction::LocalGet(length),
+        ]);
+        if wide {
+            self.add([Instruction::I64Add, Instruction::I64Const(1), Instruction::I64Sub]);
+        } else {
+            self.add([Instruction::I32Add, Instruction::I32Const(1), Instruction::I32Sub]);
+        }
+        self.page(locals.last_page());
+        self.add([Instruction::LocalGet(address)]);
+        self.page(locals.page());
+        let mark_range = self.tracking.renumber.imported + 1;
+        self.add([
+            Instruction::I32Sub,
+            Instruction::I32Const(1),
+            Instruction::I32GtU,
+            Instruction::BrIf(0),
+            // At most two pages: nothing to do if both are marked.
+            Instruction::LocalGet(locals.page()),
+            Instruction::I32Load8U(Self::card()),
+            Instruction::LocalGet(locals.last_page()),
+            Instruction::I32Load8U(Self::card()),
+            Instruction::I32And,
+            Instruction::BrIf(1),
+            Instruction::End,
+            Instruction::LocalGet(address),
+            Instruction::LocalGet(length),
+            Instruction::Call(mark_range),
+            Instruction::End,
+            Instruction::LocalGet(address),
+            Instruction::LocalGet(second),
+            Instruction::LocalGet(if short { locals.short_length() } else { length }),
+        ]);
+    }
+}
