@@ -12,7 +12,6 @@ use crate::machine::{Effect, Event, Machine, State, Time};
 use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
 use crate::qmp::Notice;
 use crate::status::{AttestedStatus, ReasonStatus, ReleaseStatus, Status};
-use release::FileName;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -207,7 +206,7 @@ impl Agent {
             digest: manifest.digest().to_string(),
             signatures: manifest.signers().len(),
             security_epoch: manifest.manifest().security_epoch,
-            vcpus: checked.release.vcpus(),
+            vcpus: checked.release.measured().vcpus,
             measurement: hex::encode(checked.release.measurement().0),
             host_data: hex::encode(checked.config.host_data()),
         };
@@ -400,17 +399,12 @@ impl Agent {
     fn launch(&mut self, options: &Options, node: &NodeDir, checked: &Checked) -> Result<(), SpawnError> {
         self.number += 1;
         self.cause = None;
-        let release = &checked.release;
         let (ends, _qemu_ends, channels) = channels()?;
         let connected = checked.platform.connect()?;
         let launch = Launch {
             platform: connected.platform,
+            measured: checked.release.measured().clone(),
             memory_mib: options.memory_mib,
-            vcpus: release.vcpus(),
-            firmware: release.file(FileName::Firmware).path(),
-            kernel: release.file(FileName::Kernel).path(),
-            initrd: release.file(FileName::Initrd).path(),
-            command_line: release.manifest().manifest().guest.command_line.clone(),
             nvram: checked.nvram.clone(),
             nvram_bytes: options.nvram_bytes,
             disk: checked.disk.clone(),

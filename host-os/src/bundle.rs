@@ -3,9 +3,14 @@
 //! Each file is read once, into memory that nobody can write any more. That copy is what is hashed, what is
 //! measured and what QEMU opens, so changing the file afterwards changes nothing.
 
-use attestation::measurement::{self, LaunchError, Measurement};
+use crate::launch::{Identity, Measured, QEMU_GUEST_FEATURES};
+use attestation::measurement::id_block::{Expected, IdAuth, IdBlock, IdBlockError, PublicKey, Signature};
+use attestation::measurement::{Firmware, KernelHashes, LaunchError, Measurement, VcpuType};
+use attestation::policy;
+use attestation::report::GuestPolicy;
 use release::{
-    ApprovedManifest, FileError, FileName, ManifestError, Profile, ProfileMismatch, Root, RootError,
+    ApprovedManifest, FileError, FileName, Guest, ID_BLOCK_FILE, IdBlockSignatures, IdBlockSignaturesError,
+    Manifest, ManifestError, MeasurementError, Profile, ProfileMismatch, Root, RootError,
 };
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -58,32 +63,48 @@ pub enum ReleaseError {
         /// Why.
         source: io::Error,
     },
-    /// The release was not made for that number of processors.
-    #[error(
-        "the release has no measurement for {vcpus} vCPUs, only for {known:?}; choose one of these with --vcpus"
-    )]
-    NoMeasurement {
-        /// The number asked for.
-        vcpus: u32,
-        /// The numbers in the manifest.
-        known: Vec<u32>,
-    },
     /// The files cannot be launched as a confidential guest.
     #[error("the launch measurement cannot be computed")]
     Launch(#[from] LaunchError),
     /// What would be launched is not what the manifest promises to verifiers.
+    #[error(transparent)]
+    Measurement(Box<MeasurementError>),
+    /// QEMU would launch something else than was measured.
     #[error(
-        "the launch measurement for {vcpus} vCPUs is {computed}, the manifest says {expected}; \
-         the manifest was made from other inputs: build the release again"
+        "the release is measured with the guest features {0:#x}, but QEMU launches with {QEMU_GUEST_FEATURES:#x}; \
+         use a release made for that"
     )]
-    Measurement {
-        /// The number of processors.
+    GuestFeatures(u64),
+    /// The signatures of the ID blocks cannot be read.
+    #[error(transparent)]
+    IdBlockSignatures(#[from] IdBlockSignaturesError),
+    /// Nobody signed an ID block for this launch.
+    #[error(
+        "{ID_BLOCK_FILE} has no signature for {vcpus} vCPUs of type {vcpu_type}; fetch the release again, \
+         or have the holder of the ID key sign for that"
+    )]
+    NoIdBlock {
+        /// The model.
+        vcpu_type: String,
+        /// The number of vCPUs.
         vcpus: u32,
-        /// Recomputed over the very bytes that would be launched, hexadecimal.
-        computed: String,
-        /// By the manifest, hexadecimal.
-        expected: String,
     },
+    /// The ID block or its signatures are not those of this release.
+    #[error("the ID block for {vcpus} vCPUs of type {vcpu_type} is refused")]
+    IdBlock {
+        /// The model.
+        vcpu_type: String,
+        /// The number of vCPUs.
+        vcpus: u32,
+        /// Why.
+        source: Box<IdBlockError>,
+    },
+}
+
+impl From<MeasurementError> for ReleaseError {
+    fn from(error: MeasurementError) -> Self {
+        Self::Measurement(Box::new(error))
+    }
 }
 
 impl ReleaseError {
@@ -109,9 +130,15 @@ impl ReleaseError {
             Self::File(FileError::WrongSize { .. }) => "file-wrong-size",
             Self::File(FileError::WrongHash { .. }) => "file-wrong-hash",
             Self::Copy { .. } => "no-private-copy",
-            Self::NoMeasurement { .. } => "vcpus-not-in-release",
-            Self::Launch(_) => "launch-not-measurable",
-            Self::Measurement { .. } => "measurement-differs",
+            Self::Launch(error) => error.code(),
+            Self::Measurement(error) => match **error {
+                MeasurementError::NotListed { .. } => "vcpus-not-in-release",
+                MeasurementError::Differs { .. } => "measurement-differs",
+            },
+            Self::GuestFeatures(_) => "guest-features-not-launched",
+            Self::IdBlockSignatures(_) => "id-block-unreadable",
+            Self::NoIdBlock { .. } => "id-block-missing",
+            Self::IdBlock { source, .. } => source.code(),
         }
     }
 }
@@ -154,15 +181,20 @@ pub fn manifest(path: &Path, root: &Root, profile: Profile) -> Result<ApprovedMa
 #[derive(Debug)]
 pub struct ReleaseFiles {
     manifest: ApprovedManifest,
+    directory: PathBuf,
     kernel: Vec<u8>,
     initrd: Vec<u8>,
     firmware: Vec<u8>,
+    /// What is in the firmware.
+    firmware_content: Firmware,
+    /// Only of a release for real processors, when its manifest names who signs.
+    id_blocks: Option<IdBlockSignatures>,
 }
 
 impl ReleaseFiles {
     /// Reads the files beside the manifest at `path` and checks them.
     pub fn read(path: &Path, manifest: ApprovedManifest) -> Result<Self, ReleaseError> {
-        let directory = path.parent().unwrap_or(Path::new("."));
+        let directory = path.parent().unwrap_or(Path::new(".")).to_owned();
         let checked = |name| {
             let entry = manifest.manifest().guest.files.get(name);
             let path = directory.join(&entry.path);
@@ -178,12 +210,17 @@ impl ReleaseFiles {
             manifest.check_file(name, &bytes)?;
             Ok::<_, ReleaseError>(bytes)
         };
-        Ok(Self {
-            kernel: checked(FileName::Kernel)?,
-            initrd: checked(FileName::Initrd)?,
-            firmware: checked(FileName::Firmware)?,
-            manifest,
-        })
+        let (kernel, initrd, firmware) =
+            (checked(FileName::Kernel)?, checked(FileName::Initrd)?, checked(FileName::Firmware)?);
+        let firmware_content = Firmware::measure(&firmware)?;
+        let mut id_blocks = None;
+        if manifest.manifest().profile == Profile::Production {
+            firmware_content.require_sev_metadata()?;
+            if manifest.manifest().guest.id_block.is_some() {
+                id_blocks = Some(IdBlockSignatures::from_bytes(&read(&directory.join(ID_BLOCK_FILE))?)?);
+            }
+        }
+        Ok(Self { manifest, directory, kernel, initrd, firmware, firmware_content, id_blocks })
     }
 
     /// The approved manifest.
@@ -191,56 +228,142 @@ impl ReleaseFiles {
         &self.manifest
     }
 
-    /// Recomputes the launch measurement and compares it with the manifest's.
-    pub fn measurement(&self, vcpus: u32) -> Result<Measurement, ReleaseError> {
-        let guest = &self.manifest.manifest().guest;
-        let Some(expected) = guest.measurement_for(vcpus) else {
-            let known = guest.measurements.iter().map(|entry| entry.vcpus).collect();
-            return Err(ReleaseError::NoMeasurement { vcpus, known });
-        };
-        let computed = measurement::Launch {
-            firmware: &self.firmware,
-            kernel: &self.kernel,
-            initrd: &self.initrd,
-            command_line: &guest.command_line,
+    /// What is in the firmware.
+    pub fn firmware(&self) -> &Firmware {
+        &self.firmware_content
+    }
+
+    fn guest(&self) -> &Guest {
+        &self.manifest.manifest().guest
+    }
+
+    /// What is measured of a launch with the release's own files, after comparing it with the manifest; the default
+    /// model if none is given.
+    pub fn measured(
+        &self,
+        vcpu_type: Option<&str>,
+        vcpus: u32,
+    ) -> Result<(Measured, Measurement), ReleaseError> {
+        let vcpu_type = vcpu_type.unwrap_or(&self.guest().vcpu_type);
+        let guest = self.guest();
+        let path = |name| self.directory.join(&guest.files.get(name).path);
+        let measured = Measured {
+            firmware: path(FileName::Firmware),
+            firmware_content: self.firmware_content.clone(),
+            kernel: path(FileName::Kernel),
+            // `read` has found the files to have these.
+            kernel_sha256: guest.files.kernel.sha256.0,
+            initrd: path(FileName::Initrd),
+            initrd_sha256: guest.files.initrd.sha256.0,
+            command_line: guest.command_line.clone(),
             vcpus,
-            vcpu_type: guest.vcpu_type.parse()?,
+            vcpu_type: vcpu_type.parse()?,
             guest_features: guest.guest_features,
+        };
+        let measurement = measured.measurement()?;
+        guest.check_measurement(vcpu_type, vcpus, release::Measurement(measurement.0))?;
+        Ok((measured, measurement))
+    }
+
+    /// Recomputes every measurement of the manifest, and checks every ID block. The files were hashed once, when they
+    /// were read.
+    pub fn check_all(&self) -> Result<(), ReleaseError> {
+        let guest = self.guest();
+        let (kernel, initrd) = (guest.files.kernel.sha256.0, guest.files.initrd.sha256.0);
+        let hashes = KernelHashes::of_files(kernel, initrd, &guest.command_line)?;
+        let pages = self.firmware_content.pages(Some(&hashes))?;
+        for entries in guest.measurements.chunk_by(|a, b| a.vcpu_type == b.vcpu_type) {
+            let model: VcpuType = entries[0].vcpu_type.parse()?;
+            let mut digests = pages.vcpus(model, guest.guest_features)?.zip(1..);
+            // Ascending, so each count is still to come.
+            for entry in entries {
+                let (digest, _) = digests
+                    .find(|(_, vcpus)| *vcpus == entry.vcpus)
+                    .ok_or(LaunchError::VcpuCount(entry.vcpus))?;
+                guest.check_measurement(&entry.vcpu_type, entry.vcpus, release::Measurement(digest.0))?;
+                self.identity(&entry.vcpu_type, entry.vcpus, digest)?;
+            }
         }
-        .measurement()?;
-        if computed.0 != expected.0 {
-            let [computed, expected] = [computed.0, expected.0].map(hex::encode);
-            return Err(ReleaseError::Measurement { vcpus, computed, expected });
-        }
-        Ok(computed)
+        Ok(())
+    }
+
+    /// The ID block of one launch with its signatures, checked; `None` for a release without.
+    pub fn identity(
+        &self,
+        vcpu_type: &str,
+        vcpus: u32,
+        measurement: Measurement,
+    ) -> Result<Option<Identity>, ReleaseError> {
+        let Some(signatures) = &self.id_blocks else { return Ok(None) };
+        let Some(expected) = expected_identity(self.manifest.manifest(), measurement) else {
+            return Ok(None);
+        };
+        let signature = signatures
+            .signature_for(vcpu_type, vcpus)
+            .ok_or_else(|| ReleaseError::NoIdBlock { vcpu_type: vcpu_type.to_owned(), vcpus })?;
+        let refused = |source| ReleaseError::IdBlock {
+            vcpu_type: vcpu_type.to_owned(),
+            vcpus,
+            source: Box::new(source),
+        };
+        let key = |which, key: &release::P384Key| PublicKey::from_point(which, &key.0).map_err(refused);
+        let author = match &signatures.author {
+            Some(author) => Some((key("author key", &author.key)?, Signature(author.signature.0))),
+            None => None,
+        };
+        let id_key = key("ID key", &signatures.id_key)?;
+        let auth = IdAuth { id_key, block_signature: Signature(signature.0), author };
+        expected.check(&expected.block, &auth).map_err(refused)?;
+        Ok(Some(Identity { block: expected.block, auth }))
     }
 
     /// Measures and makes the copies that QEMU opens.
-    pub fn seal(self, vcpus: u32) -> Result<CheckedRelease, ReleaseError> {
-        let measurement = self.measurement(vcpus)?;
+    pub fn seal(self, vcpu_type: Option<&str>, vcpus: u32) -> Result<CheckedRelease, ReleaseError> {
         let copy = |name, bytes: &[u8]| {
             PrivateCopy::of(name, bytes).map_err(|source| ReleaseError::Copy { name, source })
         };
-        Ok(CheckedRelease {
-            kernel: copy(FileName::Kernel, &self.kernel)?,
-            initrd: copy(FileName::Initrd, &self.initrd)?,
-            firmware: copy(FileName::Firmware, &self.firmware)?,
-            manifest: self.manifest,
-            vcpus,
-            measurement,
-        })
+        let (measured, measurement) = self.measured(vcpu_type, vcpus)?;
+        let production = self.manifest.manifest().profile == Profile::Production;
+        if production && measured.guest_features != QEMU_GUEST_FEATURES {
+            return Err(ReleaseError::GuestFeatures(measured.guest_features));
+        }
+        let identity = self.identity(measured.vcpu_type.name(), vcpus, measurement)?;
+        let files = [
+            copy(FileName::Kernel, &self.kernel)?,
+            copy(FileName::Initrd, &self.initrd)?,
+            copy(FileName::Firmware, &self.firmware)?,
+        ];
+        let [kernel, initrd, firmware] = files.each_ref().map(PrivateCopy::path);
+        let measured = Measured { firmware, kernel, initrd, ..measured };
+        Ok(CheckedRelease { manifest: self.manifest, files, measured, measurement, identity })
     }
+}
+
+/// What the ID block of a launch of this release must be; `None` for a release without.
+pub fn expected_identity(manifest: &Manifest, measurement: Measurement) -> Option<Expected> {
+    let id_block = manifest.guest.id_block.as_ref()?;
+    Some(Expected {
+        block: IdBlock {
+            measurement,
+            family_id: id_block.family_id.0,
+            image_id: id_block.image_id.0,
+            guest_svn: guest_svn(manifest),
+            policy: GuestPolicy(manifest.guest.policy),
+        },
+        id_key: Measurement(id_block.id_key_digest.0),
+        author_key: id_block.author_key_digest.map(|digest| Measurement(digest.0)),
+    })
 }
 
 /// A release whose every byte was checked, ready to be launched with a fixed number of processors.
 #[derive(Debug)]
 pub struct CheckedRelease {
     manifest: ApprovedManifest,
-    kernel: PrivateCopy,
-    initrd: PrivateCopy,
-    firmware: PrivateCopy,
-    vcpus: u32,
+    /// Kernel, initrd, firmware; held as long as `measured` names them.
+    files: [PrivateCopy; 3],
+    measured: Measured,
     measurement: Measurement,
+    identity: Option<Identity>,
 }
 
 impl CheckedRelease {
@@ -249,9 +372,9 @@ impl CheckedRelease {
         &self.manifest
     }
 
-    /// The number of processors that was measured.
-    pub fn vcpus(&self) -> u32 {
-        self.vcpus
+    /// What is launched, by the paths of private copies.
+    pub fn measured(&self) -> &Measured {
+        &self.measured
     }
 
     /// The measurement of the private copies.
@@ -259,14 +382,40 @@ impl CheckedRelease {
         &self.measurement
     }
 
+    /// The ID block of this launch, checked, if the release has one.
+    pub fn identity(&self) -> Option<&Identity> {
+        self.identity.as_ref()
+    }
+
     /// The private copy of a file.
     pub fn file(&self, name: FileName) -> &PrivateCopy {
+        let [kernel, initrd, firmware] = &self.files;
         match name {
-            FileName::Kernel => &self.kernel,
-            FileName::Initrd => &self.initrd,
-            FileName::Firmware => &self.firmware,
+            FileName::Kernel => kernel,
+            FileName::Initrd => initrd,
+            FileName::Firmware => firmware,
         }
     }
+}
+
+/// What a verifier demands of the ID block in reports of this release.
+pub fn id_block_policy(manifest: &Manifest) -> policy::IdBlock {
+    // The simulated processor is given none.
+    let (Profile::Production, Some(id_block)) = (manifest.profile, &manifest.guest.id_block) else {
+        return policy::IdBlock::Absent;
+    };
+    policy::IdBlock::Signed(Box::new(policy::SignedIdBlock {
+        id_keys: [policy::Hex(id_block.id_key_digest.0)].into(),
+        author_keys: id_block.author_key_digest.map(|digest| policy::Demand::only([digest.0])),
+        family_id: policy::Demand::only([id_block.family_id.0]),
+        image_id: policy::Demand::only([id_block.image_id.0]),
+        minimum_guest_svn: guest_svn(manifest),
+    }))
+}
+
+/// A valid manifest with an ID block has an epoch of 32 bits.
+fn guest_svn(manifest: &Manifest) -> u32 {
+    u32::try_from(manifest.security_epoch).unwrap_or(u32::MAX)
 }
 
 /// Bytes in memory, sealed against every change, that a child process can open by a path.

@@ -6,6 +6,7 @@ use crate::accel;
 use crate::attest::Expectations;
 use crate::bundle::{self, CheckedRelease, ReleaseError, ReleaseFiles, RootSource};
 use crate::config::{ConfigText, virtual_guest};
+use crate::launch::EncryptionError;
 use crate::machine::Policy;
 use crate::node::{NodeDir, NodeDirError, NodeLock};
 use crate::platform::{self, CheckedPlatform};
@@ -25,6 +26,8 @@ pub struct Options {
     pub memory_mib: u32,
     /// Number of virtual processors.
     pub vcpus: u32,
+    /// Their model; `None` is the release's own.
+    pub vcpu_type: Option<String>,
     /// Size of the NVRAM in bytes: a power of two.
     pub nvram_bytes: u64,
     /// Size of the disk in bytes.
@@ -87,6 +90,9 @@ pub enum CheckError {
         "this build of the agent cannot launch guests of the profile `{0}`; use a build or a release for the other profile"
     )]
     Profile(Profile),
+    /// The processor cannot run guests of the production profile.
+    #[error(transparent)]
+    Processor(#[from] EncryptionError),
     /// The simulated secure processor cannot be set up.
     #[error(
         "the simulated secure processor cannot be used: {0}; remove the directory `chip` of the node to give it a new one"
@@ -107,6 +113,7 @@ impl CheckError {
             Self::NodeDir(error) => error.code(),
             Self::Config(_) => "config-unwritable",
             Self::Profile(_) => "profile-not-built",
+            Self::Processor(error) => error.code(),
             Self::Chip(_) => "simulated-chip-unusable",
             Self::Interrupted(_) => "checks-interrupted",
         }
@@ -145,13 +152,15 @@ pub fn check(
     let root = options.root.load()?;
     let manifest = bundle::manifest(&options.manifest, &root, options.profile)?;
     progress("checking the release's files and recomputing the launch measurement");
-    let release = ReleaseFiles::read(&options.manifest, manifest)?.seal(options.vcpus)?;
+    let release =
+        ReleaseFiles::read(&options.manifest, manifest)?.seal(options.vcpu_type.as_deref(), options.vcpus)?;
 
     progress("preparing NVRAM and disk");
     let nvram = node.nvram(lock, options.nvram_bytes)?;
     let disk = node.disk(lock, options.disk_bytes)?;
     let config = ConfigText::new(&virtual_guest())?;
-    let expectations = Expectations::of_guest([*release.measurement()], config.host_data(), anchors);
+    let mut expectations = Expectations::of_guest([*release.measurement()], config.host_data(), anchors);
+    expectations.policy.id_block = bundle::id_block_policy(release.manifest().manifest());
     let platform = platform::set_up(options, node, &release, &config, progress)?;
     Ok(Checked { release, platform, config, nvram, disk, expectations })
 }

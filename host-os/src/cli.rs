@@ -25,7 +25,7 @@ Exit codes:
   3  this machine does not fit the hardware specification
   4  the manifest or the root is refused (signatures, form, profile)
   5  a file of the release is refused (size, hash)
-  6  the launch measurement is not the manifest's
+  6  the launch measurement is not the manifest's, or the ID block is refused
   7  another agent runs in the node directory
 
 Environment:
@@ -57,6 +57,12 @@ pub struct RunArgs {
     /// Leave the terminal's session
     #[arg(long, hide = true)]
     pub new_session: bool,
+    /// Check the release, print QEMU's command line and what is measured, and start nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print the dry run as JSON
+    #[arg(long, requires = "dry_run")]
+    pub json: bool,
 }
 
 /// The guest and its ports.
@@ -68,6 +74,9 @@ pub struct GuestArgs {
     /// Number of virtual processors; the release has a measurement for each number it supports
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub vcpus: u32,
+    /// QEMU's model of the virtual processors, measured [default: the release's own]
+    #[arg(long, value_name = "MODEL")]
+    pub vcpu_type: Option<String>,
     /// Size of the NVRAM in MiB, a power of two; cannot be changed later
     #[arg(long, value_name = "MIB", default_value_t = 512, value_parser = power_of_two)]
     pub nvram: u32,
@@ -149,6 +158,9 @@ impl GuestArgs {
         option("--vcpus", self.vcpus.to_string().into());
         option("--nvram", self.nvram.to_string().into());
         option("--disk", self.disk.to_string().into());
+        if let Some(model) = &self.vcpu_type {
+            option("--vcpu-type", model.into());
+        }
         let ports = [
             ("--https-port", self.https_port),
             ("--http-port", self.http_port),
@@ -170,15 +182,17 @@ impl GuestArgs {
     }
 }
 
-impl RunArgs {
-    fn options(&self) -> Options {
-        let guest = &self.guest;
+impl GuestArgs {
+    /// All that the agent is asked to run.
+    pub fn options(&self, manifest: PathBuf, root: RootSource, profile: Profile) -> Options {
+        let guest = self;
         Options {
-            manifest: self.release.clone(),
-            root: root_source(self.root.clone()),
-            profile: self.profile.profile(),
+            manifest,
+            root,
+            profile,
             memory_mib: guest.memory,
             vcpus: guest.vcpus,
+            vcpu_type: guest.vcpu_type.clone(),
             nvram_bytes: u64::from(guest.nvram) << 20,
             disk_bytes: u64::from(guest.disk) << 20,
             ports: PortChoice { https: guest.https_port, http: guest.http_port, status: guest.status_port },
@@ -194,8 +208,30 @@ impl RunArgs {
     }
 }
 
+impl RunArgs {
+    fn options(&self) -> Options {
+        self.guest.options(self.release.clone(), root_source(self.root.clone()), self.profile.profile())
+    }
+}
+
+fn dry_run(args: &RunArgs) -> u8 {
+    match crate::dry_run::plan(&args.options(), &NodeDir::at(&args.node_dir)) {
+        Ok(plan) if args.json => println!("{:#}", plan.to_json()),
+        Ok(plan) => println!("{plan}"),
+        Err(error) => {
+            let error = AgentError::Check(error);
+            eprintln!("error: {}\n({})", chain(&error), error.code());
+            return exit_code(&error);
+        }
+    }
+    0
+}
+
 /// Runs the agent to its end; the result is the exit code.
 pub fn run(args: &RunArgs) -> u8 {
+    if args.dry_run {
+        return dry_run(args);
+    }
     if args.new_session
         && let Err(error) = nix::unistd::setsid()
     {
@@ -270,11 +306,16 @@ fn start(
 pub fn exit_code(error: &AgentError) -> u8 {
     use crate::bundle::ReleaseError as R;
     match error {
-        AgentError::Check(CheckError::Hardware { .. }) => 3,
+        AgentError::Check(CheckError::Hardware { .. } | CheckError::Processor(_)) => 3,
         AgentError::Check(CheckError::Release(error)) => match error {
             R::Unreadable { .. } | R::Root { .. } | R::Manifest { .. } | R::Profile { .. } => 4,
             R::File(_) => 5,
-            R::NoMeasurement { .. } | R::Launch(_) | R::Measurement { .. } => 6,
+            R::Measurement(_)
+            | R::Launch(_)
+            | R::GuestFeatures(_)
+            | R::IdBlockSignatures(_)
+            | R::NoIdBlock { .. }
+            | R::IdBlock { .. } => 6,
             R::Copy { .. } => 1,
         },
         AgentError::Check(CheckError::Profile(_)) => 4,
@@ -333,7 +374,7 @@ mod tests {
     fn guest_options_survive_as_words() {
         for line in [
             "x",
-            "x --memory 2048 --vcpus 4 --nvram 64 --disk 100 --https-port 1 --http-port 2 --status-port 3 \
+            "x --memory 2048 --vcpus 4 --vcpu-type EPYC-Milan --nvram 64 --disk 100 --https-port 1 --http-port 2 --status-port 3 \
              --accel tcg --qemu /opt/q --ignore-hardware memory --ignore-hardware disk",
         ] {
             let first = Guest::try_parse_from(line.split_whitespace()).unwrap();

@@ -7,10 +7,10 @@ use release::Profile;
 
 /// Probes this machine and checks it. Failed checks that the operator named are logged and accepted.
 pub fn check(options: &Options, node: &NodeDir) -> Result<(), CheckError> {
-    // The specifications for SEV-SNP machines are chosen with their launch.
     let name = match options.profile {
         Profile::Virtual => "virtual",
-        Profile::Production => return Err(CheckError::Profile(options.profile)),
+        // The generation with SEV-SNP.
+        Profile::Production => "gen2",
     };
     let spec = Spec::named(name)
         .map_err(|error| CheckError::Specification { spec: name.into(), reason: error.to_string() })?;

@@ -1,5 +1,13 @@
-//! What is launched, as data, and the QEMU command line that follows from it. No I/O.
+//! What is launched, as data, and what follows from it: the QEMU command line, and the launch measurement. No I/O.
 
+mod snp;
+#[cfg(test)]
+mod tests;
+
+pub use snp::{Encryption, EncryptionError, Identity, QEMU_GUEST_FEATURES, Snp};
+
+use attestation::Measurement;
+use attestation::measurement::{Firmware, Inputs, KernelHashes, LaunchError, VcpuType};
 use std::ffi::OsString;
 use std::os::fd::RawFd;
 use std::path::PathBuf;
@@ -28,11 +36,11 @@ impl std::fmt::Display for Accel {
     }
 }
 
-/// The machine that protects the guest, or pretends to. SEV-SNP hardware gets its own variant with the
-/// parameters of its launch; nothing here stands in for it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
+/// The machine that protects the guest, or pretends to.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Platform {
+    /// The production profile: the AMD Secure Processor.
+    Snp(Box<Snp>),
     /// The virtual profile: an ordinary guest, the secure processor simulated on the host.
     Virtual {
         /// How the guest is executed.
@@ -42,23 +50,59 @@ pub enum Platform {
     },
 }
 
+/// Everything that is measured of a launch. Both the command line and the expected measurement follow from this one
+/// value, so they cannot disagree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Measured {
+    /// Firmware image: `-bios`.
+    pub firmware: PathBuf,
+    /// What is in it.
+    pub firmware_content: Firmware,
+    /// Kernel image (bzImage): `-kernel`.
+    pub kernel: PathBuf,
+    /// SHA-256 of its content.
+    pub kernel_sha256: [u8; 32],
+    /// Initrd: `-initrd`.
+    pub initrd: PathBuf,
+    /// SHA-256 of its content.
+    pub initrd_sha256: [u8; 32],
+    /// Kernel command line: `-append`.
+    pub command_line: String,
+    /// Number of virtual processors: `-smp`.
+    pub vcpus: u32,
+    /// Their model: `-cpu` under SEV-SNP.
+    pub vcpu_type: VcpuType,
+    /// SEV_FEATURES.
+    pub guest_features: u64,
+}
+
+impl Measured {
+    /// The launch measurement that a guest started so must report.
+    pub fn measurement(&self) -> Result<Measurement, LaunchError> {
+        Inputs {
+            firmware: self.firmware_content.clone(),
+            kernel_hashes: KernelHashes::of_files(
+                self.kernel_sha256,
+                self.initrd_sha256,
+                &self.command_line,
+            )?,
+            vcpus: self.vcpus,
+            vcpu_type: self.vcpu_type,
+            guest_features: self.guest_features,
+        }
+        .measurement()
+    }
+}
+
 /// One launch. The paths of firmware, kernel and initrd name the very bytes that were checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Launch {
     /// See [`Platform`].
     pub platform: Platform,
-    /// Memory of the guest, in MiB.
+    /// What is measured.
+    pub measured: Measured,
+    /// Memory of the guest, in MiB; not measured.
     pub memory_mib: u32,
-    /// Number of virtual processors; measured.
-    pub vcpus: u32,
-    /// Firmware image; measured.
-    pub firmware: PathBuf,
-    /// Kernel image (bzImage); measured.
-    pub kernel: PathBuf,
-    /// Initrd; measured.
-    pub initrd: PathBuf,
-    /// Kernel command line; measured.
-    pub command_line: String,
     /// File behind the NVRAM.
     pub nvram: PathBuf,
     /// Its size in bytes: a power of two, because it becomes a PCI BAR.
@@ -85,25 +129,50 @@ pub struct Channels {
 }
 
 impl Launch {
-    /// The arguments for `qemu-system-x86_64`, for QEMU 7.2 and later.
+    /// The arguments for `qemu-system-x86_64`: QEMU 7.2 and later, for SEV-SNP 9.1 and later.
     pub fn arguments(&self) -> Vec<OsString> {
         let mut args = Arguments::default();
-        let Platform::Virtual { accel, psp } = self.platform;
+        let measured = &self.measured;
+        let memory = self.memory_mib;
         args.pair("-name", "redoubt");
-        args.pair("-machine", "q35,usb=off,vmport=off");
-        match accel {
-            Accel::Kvm => {
-                args.pair("-accel", "kvm");
-                args.pair("-cpu", "host");
+        // What a virtio device needs when the guest's memory is encrypted: it goes through the guest's DMA interface.
+        let mut virtio = "disable-legacy=on";
+        let mut psp = None;
+        match &self.platform {
+            Platform::Virtual { accel, psp: port } => {
+                psp = Some(*port);
+                args.pair("-machine", "q35,usb=off,vmport=off");
+                match accel {
+                    Accel::Kvm => {
+                        args.pair("-accel", "kvm");
+                        args.pair("-cpu", "host");
+                    }
+                    Accel::Tcg => {
+                        // Enough for the code of the guest's kernel and of a few modules, far below QEMU's default of
+                        // 1 GiB.
+                        args.pair("-accel", "tcg,thread=multi,tb-size=256");
+                        args.pair("-cpu", "max");
+                    }
+                }
             }
-            Accel::Tcg => {
-                // Enough for the code of the guest's kernel and of a few modules, far below QEMU's default of 1 GiB.
-                args.pair("-accel", "tcg,thread=multi,tb-size=256");
-                args.pair("-cpu", "max");
+            Platform::Snp(snp) => {
+                virtio = "disable-legacy=on,iommu_platform=on";
+                args.pair(
+                    "-machine",
+                    "q35,usb=off,vmport=off,kernel-irqchip=split,memory-backend=memory,confidential-guest-support=snp",
+                );
+                args.pair("-accel", "kvm");
+                args.pair("-cpu", measured.vcpu_type.name());
+                // KVM takes the guest's private pages from a file of its own; this one holds what the guest shares.
+                args.pair(
+                    "-object",
+                    format!("memory-backend-memfd,id=memory,size={memory}M,share=on,prealloc=off"),
+                );
+                args.pair("-object", snp.object());
             }
         }
-        args.pair("-smp", self.vcpus.to_string());
-        args.pair("-m", format!("{}M", self.memory_mib));
+        args.pair("-smp", measured.vcpus.to_string());
+        args.pair("-m", format!("{memory}M"));
         for flag in ["-nodefaults", "-no-user-config", "-no-reboot"] {
             args.flag(flag);
         }
@@ -111,10 +180,10 @@ impl Launch {
         // The agent's QEMU needs no new processes, privileges or scheduling rights once it runs.
         args.pair("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny");
 
-        args.pair("-bios", &self.firmware);
-        args.pair("-kernel", &self.kernel);
-        args.pair("-initrd", &self.initrd);
-        args.pair("-append", &self.command_line);
+        args.pair("-bios", &measured.firmware);
+        args.pair("-kernel", &measured.kernel);
+        args.pair("-initrd", &measured.initrd);
+        args.pair("-append", &measured.command_line);
 
         args.value("-object", |value| {
             value.push("memory-backend-file,id=nvram,share=on");
@@ -127,7 +196,7 @@ impl Launch {
             value.push("driver=file,node-name=disk,discard=unmap,filename=");
             value.push(escape(&self.disk));
         });
-        args.pair("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},disable-legacy=on"));
+        args.pair("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},{virtio}"));
 
         let port = self.https_port;
         // Both families by name: with one of them named, QEMU turns the other off. Restricted, so that the guest
@@ -137,17 +206,20 @@ impl Launch {
             format!("user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{GUEST_PORT}"),
         );
         // Without the option ROM the firmware does not try to boot from the network.
-        args.pair("-device", "virtio-net-pci,netdev=net,romfile=,disable-legacy=on");
+        args.pair("-device", format!("virtio-net-pci,netdev=net,romfile=,{virtio}"));
 
         let Channels { console, qmp, host } = self.channels;
-        args.pair("-device", "virtio-serial-pci,disable-legacy=on");
-        for (id, fd) in [("console", console), ("qmp", qmp), ("host", host), ("psp", psp)] {
+        args.pair("-device", format!("virtio-serial-pci,{virtio}"));
+        let channels = [("console", console), ("qmp", qmp), ("host", host)];
+        for (id, fd) in channels.into_iter().chain(psp.map(|psp| ("psp", psp))) {
             args.pair("-chardev", format!("socket,id={id},fd={fd}"));
         }
         args.pair("-serial", "chardev:console");
         args.pair("-mon", "chardev=qmp,mode=control");
         args.pair("-device", format!("virtserialport,chardev=host,name={}", host_guest::PORT));
-        args.pair("-device", "virtserialport,chardev=psp,name=redoubt.psp");
+        if psp.is_some() {
+            args.pair("-device", "virtserialport,chardev=psp,name=redoubt.psp");
+        }
         args.0
     }
 }
@@ -201,84 +273,4 @@ fn escape(path: &std::path::Path) -> OsString {
         bytes.push(byte);
     }
     OsString::from_vec(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn example(accel: Accel) -> Launch {
-        Launch {
-            platform: Platform::Virtual { accel, psp: 14 },
-            memory_mib: 1024,
-            vcpus: 2,
-            firmware: "/proc/self/fd/7".into(),
-            kernel: "/proc/self/fd/8".into(),
-            initrd: "/proc/self/fd/9".into(),
-            command_line: "console=ttyS0 panic=5".into(),
-            nvram: "/var/a,b/nvram.img".into(),
-            nvram_bytes: 512 << 20,
-            disk: "/var/a,b/disk.img".into(),
-            https_port: 18443,
-            channels: Channels { console: 11, qmp: 12, host: 13 },
-        }
-    }
-
-    fn lines(arguments: Vec<OsString>) -> String {
-        let mut text = String::new();
-        for argument in arguments {
-            let argument = argument.into_string().unwrap();
-            text.push_str(if text.is_empty() || !argument.starts_with('-') { "" } else { "\n" });
-            text.push_str(&argument);
-            text.push(' ');
-        }
-        text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
-    }
-
-    #[test]
-    fn the_virtual_command_line_is_as_recorded() {
-        let expected = "\
--name redoubt
--machine q35,usb=off,vmport=off
--accel tcg,thread=multi,tb-size=256
--cpu max
--smp 2
--m 1024M
--nodefaults
--no-user-config
--no-reboot
--display none
--sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
--bios /proc/self/fd/7
--kernel /proc/self/fd/8
--initrd /proc/self/fd/9
--append console=ttyS0 panic=5
--object memory-backend-file,id=nvram,share=on,size=536870912,mem-path=/var/a,,b/nvram.img
--device ivshmem-plain,memdev=nvram
--blockdev driver=file,node-name=disk,discard=unmap,filename=/var/a,,b/disk.img
--device virtio-blk-pci,drive=disk,serial=redoubt-disk,disable-legacy=on
--netdev user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:18443-:8443
--device virtio-net-pci,netdev=net,romfile=,disable-legacy=on
--device virtio-serial-pci,disable-legacy=on
--chardev socket,id=console,fd=11
--chardev socket,id=qmp,fd=12
--chardev socket,id=host,fd=13
--chardev socket,id=psp,fd=14
--serial chardev:console
--mon chardev=qmp,mode=control
--device virtserialport,chardev=host,name=redoubt.host
--device virtserialport,chardev=psp,name=redoubt.psp";
-        assert_eq!(lines(example(Accel::Tcg).arguments()), expected);
-    }
-
-    #[test]
-    fn kvm_changes_the_accelerator_and_nothing_else() {
-        let tcg = lines(example(Accel::Tcg).arguments());
-        let kvm = lines(example(Accel::Kvm).arguments());
-        let changed: Vec<_> = tcg.lines().zip(kvm.lines()).filter(|(a, b)| a != b).collect();
-        assert_eq!(
-            changed,
-            [("-accel tcg,thread=multi,tb-size=256", "-accel kvm"), ("-cpu max", "-cpu host")]
-        );
-    }
 }

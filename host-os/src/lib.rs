@@ -3,10 +3,11 @@
 //! | module | holds |
 //! |---|---|
 //! | [`machine`] | the life of one guest: states, events, transitions; pure |
-//! | [`launch`] | what is launched, and the QEMU command line; pure |
+//! | [`launch`] | what is launched: the QEMU command line and the launch measurement from one value; pure |
 //! | [`config`] | the guest's configuration and its hash, HOST_DATA; pure |
 //! | [`status`] | status and metrics; pure |
 //! | [`check`], [`bundle`], [`hardware`], [`platform`], [`accel`] | what must be true before anything is launched |
+//! | [`dry_run`] | what would be launched, for people to read |
 //! | [`node`], [`console`] | files of the node |
 //! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
 //! | [`attest`], `tls`, `gateway` | evidence of the guest, and the way to it |
@@ -23,6 +24,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod dry_run;
 mod gateway;
 mod guest;
 pub mod hardware;

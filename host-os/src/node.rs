@@ -7,12 +7,13 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What a node directory holds, as the names in it. `wipe` removes these and nothing else.
+/// What a node directory holds, as the names in it. `wipe` removes these, but for the certificates, and nothing else.
 mod name {
     pub(super) const LOCK: &str = "lock";
     pub(super) const NVRAM: &str = "nvram.img";
     pub(super) const DISK: &str = "disk.img";
     pub(super) const CHIP: &str = "chip";
+    pub(super) const CERTIFICATES: &str = "certificates.bin";
     pub(super) const CONSOLE: &str = "console.log";
     pub(super) const AGENT_LOG: &str = "agent.log";
     pub(super) const RECORD: &str = "agent.json";
@@ -98,6 +99,26 @@ impl NodeDir {
     /// Where the answer of the KVM probe is kept.
     pub fn kvm_probe(&self) -> PathBuf {
         self.0.join(name::KVM)
+    }
+
+    /// Certificate table of this machine's processor (AMD document 56421, "Certificate table"), as the operator put it
+    /// there; empty when it is absent.
+    pub fn certificates(&self) -> Result<Vec<u8>, NodeDirError> {
+        let path = self.0.join(name::CERTIFICATES);
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            read => read.map_err(|source| NodeDirError::Io { action: "read", path, source }),
+        }
+    }
+
+    /// Where the NVRAM's file is or will be.
+    pub fn nvram_path(&self) -> PathBuf {
+        self.0.join(name::NVRAM)
+    }
+
+    /// Where the disk's image is or will be.
+    pub fn disk_path(&self) -> PathBuf {
+        self.0.join(name::DISK)
     }
 
     /// Makes the directory (mode 0700) and takes its lock.

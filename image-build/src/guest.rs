@@ -72,7 +72,8 @@ pub fn build(repository: &Path, profile: &str, out: &Path) -> Result<Summary> {
                 guest_features: GUEST_FEATURES,
             };
             let measurement = launch.measurement().context("the launch cannot be measured")?;
-            Ok(VcpuMeasurement { vcpus, measurement: Measurement(measurement.0) })
+            let vcpu_type = recipe.guest.vcpu_type.clone();
+            Ok(VcpuMeasurement { vcpu_type, vcpus, measurement: Measurement(measurement.0) })
         })
         .collect::<Result<Vec<_>>>()?;
 
@@ -90,6 +91,7 @@ pub fn build(repository: &Path, profile: &str, out: &Path) -> Result<Summary> {
             vcpu_type: recipe.guest.vcpu_type.clone(),
             policy: recipe.guest.policy,
             guest_features: GUEST_FEATURES,
+            id_block: None,
             measurements: measurements.clone(),
         },
         inputs: BTreeMap::from([

@@ -2,6 +2,7 @@
 
 mod attest;
 mod hardware;
+mod id_block;
 mod logs;
 mod node;
 mod output;

@@ -4,14 +4,15 @@ use crate::output::{Failure, Reply};
 use clap::{Args, Subcommand, ValueEnum};
 use host_os::bundle::{self, ReleaseFiles};
 use host_os::cli::{ProfileArg, root_source};
-use release::ApprovedManifest;
+use release::{ApprovedManifest, Profile};
 use serde_json::json;
 use std::path::PathBuf;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Releases {
-    /// Verify a manifest's signatures, the hashes of its files, and its launch measurements
+    /// Verify a manifest's signatures, the hashes of its files, its launch measurements and ID blocks
     Verify(Verify),
+    SignIdBlocks(crate::id_block::SignIdBlocks),
 }
 
 /// Which manifest, and whose signatures count.
@@ -76,7 +77,13 @@ pub(crate) fn describe(manifest: &ApprovedManifest) -> String {
 }
 
 pub(crate) fn run(args: &Releases) -> Result<Reply, Failure> {
-    let Releases::Verify(args) = args;
+    match args {
+        Releases::Verify(args) => verify(args),
+        Releases::SignIdBlocks(args) => crate::id_block::run(args),
+    }
+}
+
+fn verify(args: &Verify) -> Result<Reply, Failure> {
     let path = manifest_path(&args.manifest);
     let manifest = args.root.approve(&path)?;
     let mut text = describe(&manifest);
@@ -85,7 +92,7 @@ pub(crate) fn run(args: &Releases) -> Result<Reply, Failure> {
         .guest
         .measurements
         .iter()
-        .map(|entry| json!({ "vcpus": entry.vcpus, "measurement": entry.measurement.to_string() }))
+        .map(|entry| json!({ "vcpu_type": entry.vcpu_type, "vcpus": entry.vcpus, "measurement": entry.measurement.to_string() }))
         .collect();
     let json = json!({
         "version": content.version,
@@ -97,13 +104,16 @@ pub(crate) fn run(args: &Releases) -> Result<Reply, Failure> {
         "files_checked": !args.manifest_only,
     });
     if !args.manifest_only {
-        let counts: Vec<_> = content.guest.measurements.iter().map(|entry| entry.vcpus).collect();
-        let files = ReleaseFiles::read(&path, manifest)?;
-        for vcpus in &counts {
-            files.measurement(*vcpus)?;
-        }
+        let supported = content.guest.supported();
+        let signed = content.profile == Profile::Production && content.guest.id_block.is_some();
+        ReleaseFiles::read(&path, manifest)?.check_all()?;
         text.push_str("\nkernel, initrd and firmware have the signed hashes");
-        text.push_str(&format!("\nthe launch measurements for {counts:?} vCPUs follow from these files"));
+        text.push_str(&format!(
+            "\nthe launch measurements for vCPUs of type {supported} follow from these files"
+        ));
+        if signed {
+            text.push_str("\neach has an ID block that is signed with the keys of the manifest");
+        }
     }
     Ok(Reply::good(text, json))
 }

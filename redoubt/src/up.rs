@@ -7,7 +7,7 @@ use crate::releases::{RootArgs, manifest_path};
 use clap::Args;
 use host_guest::Phase;
 use host_os::attest::{AttestError, Attested, Expectations, fetch_and_verify};
-use host_os::cli::GuestArgs;
+use host_os::cli::{GuestArgs, root_source};
 use host_os::node::{AgentRecord, NodeDir};
 use host_os::status::Status;
 use release::ApprovedManifest;
@@ -38,6 +38,9 @@ pub(crate) struct Up {
     /// Delete what the node stored before starting it
     #[arg(long)]
     fresh: bool,
+    /// Check the release, print QEMU's command line and what is measured, and start nothing
+    #[arg(long, conflicts_with_all = ["detach", "fresh"])]
+    dry_run: bool,
     /// Give up when the node is not ready after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     timeout: u64,
@@ -56,6 +59,9 @@ pub(crate) fn run(args: Up, output: &Output) -> Result<Reply, Failure> {
     let node = args.node.node()?;
     let manifest_path = std::path::absolute(manifest_path(&args.release))
         .map_err(|error| Failure::of("release-unreadable", &error))?;
+    if args.dry_run {
+        return dry_run(&args, manifest_path, &node);
+    }
     let mut progress = Progress::new();
     progress.step("manifest");
     // The verdict at the end is this command's own; it takes nothing of it from the agent.
@@ -89,6 +95,13 @@ pub(crate) fn run(args: Up, output: &Output) -> Result<Reply, Failure> {
     // `give_up` and `follow` have waited for it, and a detached one is not ours to wait for.
     drop(agent);
     result
+}
+
+fn dry_run(args: &Up, manifest: PathBuf, node: &NodeDir) -> Result<Reply, Failure> {
+    let options =
+        args.guest.options(manifest, root_source(args.root.root.clone()), args.root.profile.profile());
+    let plan = host_os::dry_run::plan(&options, node).map_err(|error| Failure::of(error.code(), &error))?;
+    Ok(Reply::good(plan.to_string().trim_end(), plan.to_json()))
 }
 
 /// Whether a node with this release runs; another release is an error.

@@ -78,6 +78,18 @@ hex_bytes! {
     /// SHA-256 of the canonical form of a public key: 32 bytes.
     KeyId, 32
 }
+hex_bytes! {
+    /// FAMILY_ID or IMAGE_ID of an ID block: 16 bytes.
+    LaunchId, 16
+}
+hex_bytes! {
+    /// P-384 public key: 97 bytes, uncompressed (SEC 1: 0x04, x, y, big endian).
+    P384Key, 97
+}
+hex_bytes! {
+    /// ECDSA signature with a P-384 key: r and s, 48 bytes each, big endian.
+    P384Signature, 96
+}
 
 impl Digest {
     /// SHA-256 of `bytes`.

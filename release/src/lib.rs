@@ -1,13 +1,31 @@
 //! Release manifests: hashes, measurements, m-of-n signatures. No I/O in the core.
 //!
 //! A **manifest** names everything one release of the guest consists of: each file by size and SHA-256, the
-//! launch inputs that are no file, and the SNP launch measurement for every supported vCPU count. Hashes and
+//! launch inputs that are no file, and the SNP launch measurement for every supported vCPU type and count. Hashes and
 //! measurements stand in one signed document, so that neither exists without the other. The shape follows
 //! The Update Framework (TUF): an **envelope** `{"signatures":[...],"signed":{...}}` around the signed part,
 //! ed25519 keys, key ids that are hashes of keys, and a **root** with keys and a threshold.
 //!
 //! [`verify`] turns bytes into an [`ApprovedManifest`]; nothing else makes one. Whoever launches or judges a
 //! guest takes that type, so an unverified manifest cannot reach them.
+//!
+//! # The signed part
+//!
+//! | member | content |
+//! |---|---|
+//! | `_type`, `spec_version` | `redoubt-release`, 1 |
+//! | `version`, `security_epoch`, `profile` | [`Manifest`] |
+//! | `inputs` | what the build was made from: name to text |
+//! | `guest.files.{kernel,initrd,firmware}` | `path`, `size` (bytes), `sha256`: [`File`] |
+//! | `guest.command_line`, `guest.guest_features`, `guest.policy` | the other inputs of the launch: [`Guest`] |
+//! | `guest.vcpu_type` | vCPU model that a node uses unless told otherwise; `measurements` has it |
+//! | `guest.measurements` | list of `vcpu_type`, `vcpus`, `measurement`, ascending by type, then count: [`VcpuMeasurement`] |
+//! | `guest.id_block` | optional: `family_id`, `image_id`, `id_key_digest`, optional `author_key_digest`: [`IdBlock`] |
+//!
+//! Both profiles have all of them. In `production` the firmware has SEV metadata and the measurements are the ones a
+//! processor computes; in `virtual` the firmware has none, and they are those of a simulation, which no processor ever
+//! computes (crate `attestation`, module `measurement`). The signatures of ID blocks, one for each measurement, are in
+//! a file of their own ([`IdBlockSignatures`]) beside the manifest.
 //!
 //! # Canonical form
 //!
@@ -41,15 +59,20 @@ mod canonical;
 pub mod development;
 mod digest;
 mod envelope;
+mod id_block;
 mod manifest;
 mod root;
 
 pub use canonical::CanonicalError;
-pub use digest::{Digest, KeyId, Measurement, ParseHexError};
+pub use digest::{Digest, KeyId, LaunchId, Measurement, P384Key, P384Signature, ParseHexError};
 pub use ed25519_dalek::SigningKey;
 pub use envelope::{ApprovedManifest, Envelope, ManifestError, ProfileMismatch, SignError, sign, verify};
+pub use id_block::{
+    AuthorSignature, BlockSignature, ID_BLOCK_FILE, IdBlockSignatures, IdBlockSignaturesError,
+};
 pub use manifest::{
-    File, FileError, FileName, Files, Guest, InvalidManifest, Manifest, Profile, VcpuMeasurement,
+    File, FileError, FileName, Files, Guest, IdBlock, InvalidManifest, Manifest, MeasurementError, Profile,
+    VcpuMeasurement,
 };
 pub use root::{KeyError, Root, RootError, key_id, signing_key_from_pem};
 
@@ -57,7 +80,9 @@ pub use root::{KeyError, Root, RootError, key_id, signing_key_from_pem};
 pub const MAX_DOCUMENT: usize = 256 * 1024;
 /// `_type` of the signed part of a manifest.
 pub const MANIFEST_TYPE: &str = "redoubt-release";
+/// `_type` of the signatures of ID blocks.
+pub const ID_BLOCK_TYPE: &str = "redoubt-id-blocks";
 /// `_type` of a root.
 pub const ROOT_TYPE: &str = "redoubt-root";
-/// `spec_version` of both document types: the version of the format, not of the release.
+/// `spec_version` of all document types: the version of the format, not of the release.
 pub const SPEC_VERSION: u64 = 1;

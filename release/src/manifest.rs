@@ -3,6 +3,7 @@
 use crate::{
     Digest, MANIFEST_TYPE, Measurement,
     canonical::{self, CanonicalError},
+    digest::LaunchId,
 };
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
@@ -53,23 +54,46 @@ pub struct Guest {
     pub files: Files,
     /// Kernel command line, exactly as launched: at most 2047 bytes.
     pub command_line: String,
-    /// QEMU's name of the vCPU model, for instance `EPYC-Genoa`; it determines the VMSA's processor signature.
+    /// QEMU's name of the vCPU model that a node uses unless told otherwise, for instance `EPYC-v4`.
     pub vcpu_type: String,
     /// SNP guest policy (AMD 56860, table "Guest Policy"). It is enforced by the report, not measured.
     pub policy: u64,
     /// `SEV_FEATURES` of the VMSA (AMD 24593, table B-4); measured.
     pub guest_features: u64,
-    /// Launch measurement for each supported vCPU count, by ascending count.
+    /// Who signs ID blocks for this release, if anybody. The signatures are detached ([`crate::IdBlockSignatures`]):
+    /// who rebuilds a release has no keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id_block: Option<IdBlock>,
+    /// Launch measurement for each supported vCPU model and count, ascending by model, then by count.
     // An absent list is read as an empty one, so that both are refused by the same name.
     #[serde(default)]
     pub measurements: Vec<VcpuMeasurement>,
 }
 
 impl Guest {
-    /// The measurement of a guest with this many vCPUs, if the release supports that count.
-    pub fn measurement_for(&self, vcpus: u32) -> Option<Measurement> {
-        self.measurements.iter().find(|entry| entry.vcpus == vcpus).map(|entry| entry.measurement)
+    /// The measurement of a guest with this many vCPUs of a model, if the release supports that.
+    pub fn measurement_for(&self, vcpu_type: &str, vcpus: u32) -> Option<Measurement> {
+        let mut entries = self.measurements.iter();
+        entries
+            .find(|entry| entry.vcpu_type == vcpu_type && entry.vcpus == vcpus)
+            .map(|entry| entry.measurement)
     }
+}
+
+/// What the ID blocks of a release say beside launch digest and policy (AMD 56860, table "ID Block Structure"). Their
+/// GUEST_SVN is the manifest's security epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IdBlock {
+    /// FAMILY_ID.
+    pub family_id: LaunchId,
+    /// IMAGE_ID: the same for all releases that may read each other's sealed data.
+    pub image_id: LaunchId,
+    /// ID_KEY_DIGEST as reports state it: SHA-384 of the ID key in the firmware's form.
+    pub id_key_digest: Measurement,
+    /// AUTHOR_KEY_DIGEST, if an author key certifies the ID key.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub author_key_digest: Option<Measurement>,
 }
 
 /// Files of the guest.
@@ -154,10 +178,12 @@ impl File {
     }
 }
 
-/// Launch measurement for one vCPU count.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Launch measurement for one vCPU model and count.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VcpuMeasurement {
+    /// QEMU's name of the model; it determines the VMSA's processor signature.
+    pub vcpu_type: String,
     /// Number of vCPUs, at least 1.
     pub vcpus: u32,
     /// The measurement that a guest with that many vCPUs must report.
@@ -197,18 +223,88 @@ pub enum FileError {
     },
 }
 
+/// What would be launched is not what the manifest promises to verifiers.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MeasurementError {
+    /// The release was not made for that launch.
+    #[error(
+        "the release has no measurement for {vcpus} vCPUs of type {vcpu_type}, only for {known}; choose one of these"
+    )]
+    NotListed {
+        /// The model asked for.
+        vcpu_type: String,
+        /// The number asked for.
+        vcpus: u32,
+        /// What the manifest lists.
+        known: String,
+    },
+    /// The files give another measurement.
+    #[error(
+        "the launch measurement for {vcpus} vCPUs of type {vcpu_type} is {computed}, the manifest says {expected}; \
+         the manifest was made from other inputs: build the release again"
+    )]
+    Differs {
+        /// The model.
+        vcpu_type: String,
+        /// The number of vCPUs.
+        vcpus: u32,
+        /// Recomputed over the very bytes that would be launched.
+        computed: Measurement,
+        /// By the manifest.
+        expected: Measurement,
+    },
+}
+
+impl Guest {
+    /// Compares a recomputed measurement with the one that is listed.
+    pub fn check_measurement(
+        &self,
+        vcpu_type: &str,
+        vcpus: u32,
+        computed: Measurement,
+    ) -> Result<(), MeasurementError> {
+        match self.measurement_for(vcpu_type, vcpus) {
+            Some(expected) if expected == computed => Ok(()),
+            Some(expected) => {
+                Err(MeasurementError::Differs { vcpu_type: vcpu_type.to_owned(), vcpus, computed, expected })
+            }
+            None => Err(MeasurementError::NotListed {
+                vcpu_type: vcpu_type.to_owned(),
+                vcpus,
+                known: self.supported(),
+            }),
+        }
+    }
+
+    /// The listed vCPU counts of each model, for people.
+    pub fn supported(&self) -> String {
+        let models: Vec<String> = self
+            .measurements
+            .chunk_by(|a, b| a.vcpu_type == b.vcpu_type)
+            .map(|entries| {
+                let counts: Vec<_> = entries.iter().map(|entry| entry.vcpus.to_string()).collect();
+                format!("{} ({})", entries[0].vcpu_type, counts.join(", "))
+            })
+            .collect();
+        models.join(" and ")
+    }
+}
+
 /// The content of a manifest breaks a rule. Such a manifest can be neither signed nor accepted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidManifest {
     /// A guest without measurement could never be attested.
-    #[error("the manifest lists no launch measurement; add one for each supported vCPU count")]
+    #[error("the manifest lists no launch measurement; add one for each supported vCPU type and count")]
     NoMeasurements,
     /// Ascending order makes the list canonical and each count unique.
     #[error(
-        "the measurements are not in strictly ascending order at {vcpus} vCPUs; sort them, each count once"
+        "the measurements are not in strictly ascending order at {vcpus} vCPUs of type {vcpu_type}; \
+         sort them by type and count, each once"
     )]
     MeasurementOrder {
-        /// The count that does not follow its predecessor.
+        /// The model of the entry that does not follow its predecessor.
+        vcpu_type: String,
+        /// Its count.
         vcpus: u32,
     },
     /// A placeholder instead of a measurement.
@@ -219,6 +315,12 @@ pub enum InvalidManifest {
         /// The count that it is listed for.
         vcpus: u32,
     },
+    /// The model that nodes use could not be attested.
+    #[error("the manifest lists no launch measurement for its own vCPU type {0}; add one")]
+    DefaultVcpuType(String),
+    /// GUEST_SVN has 32 bits.
+    #[error("the security epoch {0} does not fit into the ID block's guest SVN; use at most 4294967295")]
+    GuestSvn(u64),
     /// The kernel, initrd or firmware is missing in all but name.
     #[error("the {0} is empty; build it before the manifest")]
     EmptyFile(FileName),
@@ -269,15 +371,25 @@ impl Manifest {
         if guest.measurements.is_empty() {
             return Err(InvalidManifest::NoMeasurements);
         }
-        let mut previous = 0;
-        for &VcpuMeasurement { vcpus, measurement } in &guest.measurements {
+        let mut previous = ("", 0);
+        for VcpuMeasurement { vcpu_type, vcpus, measurement } in &guest.measurements {
+            let vcpus = *vcpus;
+            if !is_name(vcpu_type) {
+                return Err(InvalidManifest::Name("vCPU type"));
+            }
             if vcpus == 0 || measurement.0 == [0; 48] {
                 return Err(InvalidManifest::BlankMeasurement { vcpus });
             }
-            if vcpus <= previous {
-                return Err(InvalidManifest::MeasurementOrder { vcpus });
+            if (vcpu_type.as_str(), vcpus) <= previous {
+                return Err(InvalidManifest::MeasurementOrder { vcpu_type: vcpu_type.clone(), vcpus });
             }
-            previous = vcpus;
+            previous = (vcpu_type, vcpus);
+        }
+        if guest.measurements.iter().all(|entry| entry.vcpu_type != guest.vcpu_type) {
+            return Err(InvalidManifest::DefaultVcpuType(guest.vcpu_type.clone()));
+        }
+        if guest.id_block.is_some() && u32::try_from(self.security_epoch).is_err() {
+            return Err(InvalidManifest::GuestSvn(self.security_epoch));
         }
         Ok(())
     }

@@ -6,15 +6,19 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers fail the test")]
 
 use release::{
-    Digest, Envelope, File, FileName, Files, Guest, Manifest, Measurement, Profile, VcpuMeasurement,
-    development, key_id, sign, verify,
+    Digest, Envelope, File, FileName, Files, Guest, IdBlock, LaunchId, Manifest, Measurement,
+    MeasurementError, Profile, VcpuMeasurement, development, key_id, sign, verify,
 };
 
 const GOLDEN: &[u8] = include_bytes!("golden/manifest.json");
 
 fn manifest() -> Manifest {
-    let measurement =
-        |vcpus, hex: &str| VcpuMeasurement { vcpus, measurement: hex.parse::<Measurement>().unwrap() };
+    let entry = |vcpu_type: &str, vcpus, hex: &str| VcpuMeasurement {
+        vcpu_type: vcpu_type.into(),
+        vcpus,
+        measurement: hex.parse::<Measurement>().unwrap(),
+    };
+    let measurement = |vcpus, hex| entry("EPYC-Genoa", vcpus, hex);
     Manifest {
         version: "1.2.3-golden".into(),
         security_epoch: 4,
@@ -29,7 +33,20 @@ fn manifest() -> Manifest {
             vcpu_type: "EPYC-Genoa".into(),
             policy: 0x30000,
             guest_features: 1,
-            // SHA-384 of "measurement 1", "measurement 2", "measurement 4".
+            // SHA-384 of "id key" and "author key".
+            id_block: Some(IdBlock {
+                family_id: LaunchId(*b"redoubt\0\0\0\0\0\0\0\0\0"),
+                image_id: LaunchId(*b"guest-os\0\0\0\0\0\0\0\0"),
+                id_key_digest: "666b8b8e7ce8dd758a26294b568260ce78ac1aaeac2a58548b580c4ddc3351d2d48c47aff47ac2071d51aa5754e65876"
+                    .parse()
+                    .unwrap(),
+                author_key_digest: Some(
+                    "63d6261f607b8d84d843c8343782018767f2431925b941dea00438801d44823c07e2c51b5cd7ee2866835d38c4c1b9fd"
+                        .parse()
+                        .unwrap(),
+                ),
+            }),
+            // SHA-384 of "measurement 1", "measurement 2", "measurement 4", "measurement 1 of EPYC-v4".
             measurements: vec![
                 measurement(
                     1,
@@ -42,6 +59,11 @@ fn manifest() -> Manifest {
                 measurement(
                     4,
                     "3015c4129a91d30bae318231d4c53c0ce27e47c0aa2f42a565fd053ea3786fc8c4b4f43f6fab23472edae98d06308604",
+                ),
+                entry(
+                    "EPYC-v4",
+                    1,
+                    "1a7073cacc1fbec4a5f895bf6b90ce153ccee9505d02fd1f53025ecff3fc23826a3f4cf1267fc0ef473083af203fb4bc",
                 ),
             ],
         },
@@ -71,7 +93,7 @@ fn we_accept_it() {
     assert_eq!(approved.manifest(), &manifest());
     assert_eq!(
         approved.digest().to_string(),
-        "e341fdacd37d1aeb578a4ff3e34ab8aafe9bee985c475cf3cb161aeaf80cf413"
+        "1647e23b4b2cbfb30d0e55544d2f1d217b4c632d7fe1cec1de77268fcac65802"
     );
     assert_eq!(approved.signers().len(), 2);
     let approved = approved.require_profile(Profile::Virtual).unwrap();
@@ -79,8 +101,29 @@ fn we_accept_it() {
     approved.check_file(FileName::Initrd, b"initrd bytes").unwrap();
     approved.check_file(FileName::Firmware, b"firmware bytes").unwrap();
     let guest = &approved.manifest().guest;
-    assert_eq!(guest.measurement_for(4), Some(guest.measurements[2].measurement));
-    assert_eq!(guest.measurement_for(3), None);
+    assert_eq!(guest.measurement_for("EPYC-Genoa", 4), Some(guest.measurements[2].measurement));
+    assert_eq!(guest.measurement_for("EPYC-v4", 1), Some(guest.measurements[3].measurement));
+    assert_eq!(guest.measurement_for("EPYC-v4", 4), None);
+    assert_eq!(guest.supported(), "EPYC-Genoa (1, 2, 4) and EPYC-v4 (1)");
+}
+
+#[test]
+fn measurements_are_compared_by_type_and_count() {
+    let guest = manifest().guest;
+    let listed = |index: usize| guest.measurements[index].measurement;
+    guest.check_measurement("EPYC-Genoa", 2, listed(1)).unwrap();
+    guest.check_measurement("EPYC-v4", 1, listed(3)).unwrap();
+    // That of another count, and that of another type.
+    for (vcpu_type, other) in [("EPYC-Genoa", listed(1)), ("EPYC-v4", listed(0))] {
+        let error = guest.check_measurement(vcpu_type, 1, other).unwrap_err();
+        let expected = guest.measurement_for(vcpu_type, 1).unwrap();
+        let vcpu_type = vcpu_type.to_owned();
+        assert_eq!(error, MeasurementError::Differs { vcpu_type, vcpus: 1, computed: other, expected });
+    }
+    for (vcpu_type, vcpus) in [("EPYC-v4", 2), ("EPYC-Milan", 1)] {
+        let error = guest.check_measurement(vcpu_type, vcpus, listed(0)).unwrap_err();
+        assert!(matches!(error, MeasurementError::NotListed { .. }), "{error}");
+    }
 }
 
 #[test]

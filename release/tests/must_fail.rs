@@ -152,7 +152,8 @@ fn non_canonical() {
         ("array for an object", {
             let mut value: Value = serde_json::from_str(&text).unwrap();
             let entry = value["signed"]["guest"]["measurements"][0].take();
-            value["signed"]["guest"]["measurements"][0] = json!([entry["vcpus"], entry["measurement"]]);
+            value["signed"]["guest"]["measurements"][0] =
+                json!([entry["vcpu_type"], entry["vcpus"], entry["measurement"]]);
             serde_json::to_string(&value).unwrap()
         }),
         ("object for a profile", text.replace(r#""profile":"virtual""#, r#""profile":{"virtual":null}"#)),
@@ -187,7 +188,7 @@ fn floats_negative_and_non_ascii() {
         assert!(matches!(error, ManifestError::Invalid(InvalidManifest::Canonical(_))), "{error:?}");
     }
     // 2^53 would be read differently by programs that use doubles.
-    let bytes = changed(|envelope| envelope["signed"]["security_epoch"] = json!(1u64 << 53));
+    let bytes = changed(|envelope| envelope["signed"]["guest"]["policy"] = json!(1u64 << 53));
     assert!(matches!(refused(&bytes), ManifestError::Invalid(InvalidManifest::Canonical(_))));
 }
 
@@ -257,20 +258,28 @@ fn missing_measurements_and_files() {
 #[test]
 fn invalid_manifests_cannot_be_signed() {
     type Spoil = fn(&mut release::Manifest);
-    let cases: [(Spoil, InvalidManifest); 11] = [
+    let cases: [(Spoil, InvalidManifest); 14] = [
         (|m| m.guest.measurements.clear(), InvalidManifest::NoMeasurements),
-        (|m| m.guest.measurements.reverse(), InvalidManifest::MeasurementOrder { vcpus: 2 }),
         (
-            |m| m.guest.measurements.insert(1, m.guest.measurements[0]),
-            InvalidManifest::MeasurementOrder { vcpus: 1 },
+            |m| m.guest.measurements.reverse(),
+            InvalidManifest::MeasurementOrder { vcpu_type: "EPYC-Genoa".into(), vcpus: 4 },
         ),
+        (
+            |m| m.guest.measurements.insert(1, m.guest.measurements[0].clone()),
+            InvalidManifest::MeasurementOrder { vcpu_type: "EPYC-Genoa".into(), vcpus: 1 },
+        ),
+        (|m| m.guest.vcpu_type = "EPYC-Turin".into(), InvalidManifest::DefaultVcpuType("EPYC-Turin".into())),
+        (|m| m.security_epoch = 1 << 32, InvalidManifest::GuestSvn(1 << 32)),
+        (|m| m.guest.measurements[0].vcpu_type = "EPYC,policy=0".into(), InvalidManifest::Name("vCPU type")),
         (
             |m| m.guest.measurements[1].measurement = Measurement([0; 48]),
             InvalidManifest::BlankMeasurement { vcpus: 2 },
         ),
         (
             |m| {
-                m.guest.measurements = vec![VcpuMeasurement { vcpus: 0, measurement: Measurement([1; 48]) }];
+                let vcpu_type = "EPYC-Genoa".into();
+                m.guest.measurements =
+                    vec![VcpuMeasurement { vcpu_type, vcpus: 0, measurement: Measurement([1; 48]) }];
             },
             InvalidManifest::BlankMeasurement { vcpus: 0 },
         ),

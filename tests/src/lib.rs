@@ -79,7 +79,7 @@ pub fn with_command_line(dir: &Path, addition: &str) -> Result<()> {
             initrd: &initrd,
             command_line: &guest.command_line,
             vcpus: entry.vcpus,
-            vcpu_type: guest.vcpu_type.parse()?,
+            vcpu_type: entry.vcpu_type.parse()?,
             guest_features: guest.guest_features,
         };
         entry.measurement = release::Measurement(launch.measurement()?.0);

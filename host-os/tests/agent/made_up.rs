@@ -55,7 +55,8 @@ pub(crate) fn manifest() -> Manifest {
             vcpu_type: "EPYC-v4".into(),
             policy: 0x30000,
             guest_features: 1,
-            measurements: vec![VcpuMeasurement { vcpus: 2, measurement }],
+            id_block: None,
+            measurements: vec![VcpuMeasurement { vcpu_type: "EPYC-v4".into(), vcpus: 2, measurement }],
         },
         inputs: Default::default(),
     }

@@ -2,8 +2,10 @@
 
 mod connect;
 mod demands;
+mod explain;
 mod fetch;
 mod inspect;
+mod measure;
 mod source;
 mod verify;
 
@@ -13,6 +15,7 @@ use attestation::handshake::{HandshakeError, Presented};
 use attestation::{Failure as Reason, Measurement, Refusal, TrustAnchors, Verified};
 use clap::Subcommand;
 use host_os::attest::{AttestError, Expectations};
+use host_os::bundle::id_block_policy;
 use host_os::config::{ConfigText, virtual_guest};
 use release::{ApprovedManifest, Profile};
 use serde_json::{Value, json};
@@ -28,6 +31,10 @@ pub(crate) enum Attest {
     Verify(verify::Verify),
     /// Attest a node in the TLS handshake, before anything is sent
     Connect(connect::Connect),
+    /// Compute the launch measurement of given files, or of a release
+    Measure(Box<measure::Measure>),
+    /// Search what was launched when a report's measurement is not the expected one: found (0) or not (1)
+    Explain(explain::Explain),
 }
 
 pub(crate) fn run(args: Attest) -> Result<Reply, Failure> {
@@ -36,6 +43,8 @@ pub(crate) fn run(args: Attest) -> Result<Reply, Failure> {
         Attest::Inspect(args) => inspect::run(&args),
         Attest::Verify(args) => verify::run(&args),
         Attest::Connect(args) => connect::run(&args),
+        Attest::Measure(args) => measure::run(&args),
+        Attest::Explain(args) => explain::run(&args),
     }
 }
 
@@ -56,7 +65,9 @@ pub(crate) fn expectations(
         ConfigText::new(&virtual_guest()).map_err(|error| Failure::of("config-unwritable", &error))?;
     let measurements = &manifest.manifest().guest.measurements;
     let measurements = measurements.iter().map(|entry| Measurement(entry.measurement.0));
-    Ok(Expectations::of_guest(measurements, config.host_data(), anchors))
+    let mut expected = Expectations::of_guest(measurements, config.host_data(), anchors);
+    expected.policy.id_block = id_block_policy(manifest.manifest());
+    Ok(expected)
 }
 
 /// The verdict on the evidence in the certificate of a record's connection, at the time of that connection: with the

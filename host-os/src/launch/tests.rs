@@ -1,0 +1,175 @@
+use super::*;
+use attestation::measurement::id_block::sign::{SigningKey, sign};
+use attestation::measurement::id_block::{IdAuth, IdBlock};
+use attestation::report::GuestPolicy;
+use base64::{Engine, engine::general_purpose::STANDARD};
+
+fn example(accel: Accel) -> Launch {
+    Launch {
+        platform: Platform::Virtual { accel, psp: 14 },
+        measured: Measured {
+            firmware: "/proc/self/fd/7".into(),
+            firmware_content: Firmware::measure(&[0x90; 4096]).unwrap(),
+            kernel: "/proc/self/fd/8".into(),
+            kernel_sha256: [1; 32],
+            initrd: "/proc/self/fd/9".into(),
+            initrd_sha256: [2; 32],
+            command_line: "console=ttyS0 panic=5".into(),
+            vcpus: 2,
+            vcpu_type: VcpuType::EPYC_V4,
+            guest_features: 1,
+        },
+        memory_mib: 1024,
+        nvram: "/var/a,b/nvram.img".into(),
+        nvram_bytes: 512 << 20,
+        disk: "/var/a,b/disk.img".into(),
+        https_port: 18443,
+        channels: Channels { console: 11, qmp: 12, host: 13 },
+    }
+}
+
+fn lines(arguments: Vec<OsString>) -> String {
+    let mut text = String::new();
+    for argument in arguments {
+        let argument = argument.into_string().unwrap();
+        text.push_str(if text.is_empty() || !argument.starts_with('-') { "" } else { "\n" });
+        text.push_str(&argument);
+        text.push(' ');
+    }
+    text.lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_virtual_command_line_is_as_recorded() {
+    let expected = "\
+-name redoubt
+-machine q35,usb=off,vmport=off
+-accel tcg,thread=multi,tb-size=256
+-cpu max
+-smp 2
+-m 1024M
+-nodefaults
+-no-user-config
+-no-reboot
+-display none
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-bios /proc/self/fd/7
+-kernel /proc/self/fd/8
+-initrd /proc/self/fd/9
+-append console=ttyS0 panic=5
+-object memory-backend-file,id=nvram,share=on,size=536870912,mem-path=/var/a,,b/nvram.img
+-device ivshmem-plain,memdev=nvram
+-blockdev driver=file,node-name=disk,discard=unmap,filename=/var/a,,b/disk.img
+-device virtio-blk-pci,drive=disk,serial=redoubt-disk,disable-legacy=on
+-netdev user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:18443-:8443
+-device virtio-net-pci,netdev=net,romfile=,disable-legacy=on
+-device virtio-serial-pci,disable-legacy=on
+-chardev socket,id=console,fd=11
+-chardev socket,id=qmp,fd=12
+-chardev socket,id=host,fd=13
+-chardev socket,id=psp,fd=14
+-serial chardev:console
+-mon chardev=qmp,mode=control
+-device virtserialport,chardev=host,name=redoubt.host
+-device virtserialport,chardev=psp,name=redoubt.psp";
+    assert_eq!(lines(example(Accel::Tcg).arguments()), expected);
+}
+
+#[test]
+fn kvm_changes_the_accelerator_and_nothing_else() {
+    let tcg = lines(example(Accel::Tcg).arguments());
+    let kvm = lines(example(Accel::Kvm).arguments());
+    let changed: Vec<_> = tcg.lines().zip(kvm.lines()).filter(|(a, b)| a != b).collect();
+    assert_eq!(changed, [("-accel tcg,thread=multi,tb-size=256", "-accel kvm"), ("-cpu max", "-cpu host")]);
+}
+
+const ID_KEY: &str = include_str!("../../../attestation/tests/measurement/data/id-key.pem");
+const AUTHOR_KEY: &str = include_str!("../../../attestation/tests/measurement/data/author-key.pem");
+
+/// Under SEV-SNP, with an ID block for just this launch.
+fn snp(with_author: bool) -> Launch {
+    let mut launch = example(Accel::Kvm);
+    let block = IdBlock {
+        measurement: launch.measured.measurement().unwrap(),
+        family_id: *b"redoubt\0\0\0\0\0\0\0\0\0",
+        image_id: *b"guest-os\0\0\0\0\0\0\0\0",
+        guest_svn: 3,
+        policy: GuestPolicy(0x30000),
+    };
+    let [id_key, author_key] = [ID_KEY, AUTHOR_KEY].map(|pem| SigningKey::from_pem(pem).unwrap());
+    let auth = sign(&block, &id_key, with_author.then_some(&author_key)).unwrap();
+    launch.platform = Platform::Snp(Box::new(Snp {
+        encryption: Encryption::EPYC,
+        policy: 0x30000,
+        host_data: [0xab; 32],
+        identity: Some(Identity { block, auth }),
+    }));
+    launch
+}
+
+/// The recorded line has ID block and authentication cut out: the one follows from the measurement, the other holds
+/// signatures, which are new each time.
+#[test]
+fn the_snp_command_line_is_as_recorded() {
+    let launch = snp(true);
+    let Platform::Snp(parameters) = &launch.platform else { unreachable!() };
+    let Identity { block, auth } = parameters.identity.clone().unwrap();
+    let found = lines(launch.arguments())
+        .replace(&STANDARD.encode(block.to_bytes()), "<ID block>")
+        .replace(&STANDARD.encode(auth.to_bytes().as_slice()), "<ID authentication>");
+    assert_eq!(found, include_str!("snp.golden").trim_end());
+}
+
+/// What QEMU hands to the firmware is for the measurement of the very same launch.
+#[test]
+fn the_id_block_on_the_command_line_is_for_this_launch() {
+    let launch = snp(true);
+    let words = lines(launch.arguments());
+    let option = |name: &str| {
+        let value = words.split([',', '\n']).find_map(|part| part.strip_prefix(name)).unwrap();
+        STANDARD.decode(value).unwrap()
+    };
+    let block = IdBlock::from_bytes(&option("id-block=")).unwrap();
+    let auth = IdAuth::from_bytes(&option("id-auth=")).unwrap();
+    assert_eq!(block.measurement, launch.measured.measurement().unwrap());
+    auth.verify(&block).unwrap();
+    assert_eq!(option("host-data="), [0xab; 32]);
+}
+
+#[test]
+fn without_author_or_id_block_the_options_say_so() {
+    let words = lines(snp(false).arguments());
+    assert!(words.contains(",author-key-enabled=off"), "{words}");
+    let mut launch = snp(false);
+    let Platform::Snp(parameters) = &mut launch.platform else { unreachable!() };
+    parameters.identity = None;
+    let words = lines(launch.arguments());
+    assert!(!words.contains("id-") && !words.contains("author"), "{words}");
+}
+
+/// Whatever of the measured part changes, both the command line and the measurement change.
+#[test]
+fn command_line_and_measurement_change_together() {
+    type Change = fn(&mut Measured);
+    let changes: [Change; 3] = [
+        |measured| measured.command_line.push_str(" debug"),
+        |measured| measured.vcpus = 3,
+        |measured| measured.vcpu_type = "EPYC-Turin".parse().unwrap(),
+    ];
+    let base = snp(false);
+    for change in changes {
+        let mut other = base.clone();
+        change(&mut other.measured);
+        assert_ne!(other.arguments(), base.arguments());
+        assert_ne!(other.measured.measurement(), base.measured.measurement());
+    }
+}
+
+/// Values of EPYC processors; the other fields of EBX (address bits, number of VMPLs) do not matter.
+#[test]
+fn cpuid_tells_how_memory_is_encrypted() {
+    assert_eq!(Encryption::from_cpuid(0x8000_0028, 0x0101_fd3f, 0x0000_4173), Ok(Encryption::EPYC));
+    assert_eq!(Encryption::from_cpuid(0x8000_0028, 0x10, 0x2f), Ok(Encryption { c_bit: 47 }));
+    assert_eq!(Encryption::from_cpuid(0x8000_001e, 0x1f, 0x73), Err(EncryptionError::NoLeaf));
+    assert_eq!(Encryption::from_cpuid(0x8000_0028, 0xf, 0x73), Err(EncryptionError::NoSnp { eax: 0xf }));
+}
