@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod probes;
 mod setup;
 mod test;
 mod tools;
@@ -30,6 +31,8 @@ enum Command {
     Bench(bench::Options),
     /// What CI runs: formatting and clippy, then the tests
     Ci(ci::Options),
+    /// Record the hardware probes that hwspec's tests judge, in QEMU machines of several kinds
+    RecordProbes(probes::Options),
     /// Install what the other commands need
     Setup(Consent),
 }
@@ -48,6 +51,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Ci(options) => ci::run(&options),
+        Command::RecordProbes(options) => probes::run(&options),
         Command::Setup(consent) => setup::run(consent, setup::FOR_ALL),
     };
     match outcome {

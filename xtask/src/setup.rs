@@ -54,6 +54,14 @@ pub(crate) const FOR_BENCH: &[&Need] = &[
     &need("mke2fs", &["e2fsprogs"], "builds the reference system's disk"),
 ];
 
+/// What recording hardware probes needs.
+pub(crate) const FOR_PROBES: &[&Need] = &[
+    &need("qemu-system-x86_64", &["qemu-system-x86"], "is the machines"),
+    &need("swtpm", &["swtpm"], "is their TPM"),
+    &need("/usr/share/OVMF/OVMF_CODE_4M.fd", &["ovmf"], "is their UEFI"),
+    &need("cpio", &["cpio"], "packs the recording guest"),
+];
+
 /// Everything.
 pub(crate) const FOR_ALL: &[&[&Need]] = &[FOR_UP, FOR_TEST, FOR_BENCH];
 
