@@ -29,6 +29,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("npm packages", tools::npm_packages)?;
     let python = steps.step("Python packages", tools::python_packages)?;
     steps.step("tools", tools::build_tools)?;
+    let production = steps.step("production programs", tools::build_production)?;
     let release = steps.step("guest image", tools::build_release)?;
     let programs = steps.step("programs of the guest's tests", || {
         tools::output(tools::command(tools::binary("image-build")).arg("test-programs"))
@@ -41,6 +42,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .env("REDOUBT_RELEASE", &release)
                 .env("REDOUBT_TEST_PYTHON", &python)
                 .env("REDOUBT_BIN", tools::target().join("debug"))
+                .env("REDOUBT_PRODUCTION_BIN", &production)
                 .env("REDOUBT_TEST_KERNEL", release.join("vmlinuz"))
                 .env("REDOUBT_TEST_PROGRAMS", programs.trim()),
         )

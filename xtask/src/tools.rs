@@ -100,6 +100,15 @@ pub(crate) fn build_tools() -> Result<()> {
     run(command("cargo").args(["build", "--locked", "-p", "image-build", "-p", "host-os", "-p", "redoubt"]))
 }
 
+/// Builds the same and the guest's program as production has them, in a place of their own; returns their directory.
+pub(crate) fn build_production() -> Result<PathBuf> {
+    let place = target().join("production");
+    let programs = ["-p", "redoubt", "-p", "host-os", "-p", "guest-os"];
+    let build = ["build", "--locked", "--no-default-features", "--target-dir"];
+    run(command("cargo").args(build).arg(&place).args(programs))?;
+    Ok(place.join("debug"))
+}
+
 /// Builds the release of the virtual profile; returns its directory.
 pub(crate) fn build_release() -> Result<PathBuf> {
     let out = release_dir("virtual");

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 type Make = Box<dyn FnOnce(&[u8]) -> Result<Presented>>;
 
 /// What he shows.
-pub enum Certificate {
+pub(crate) enum Certificate {
     /// A certificate without evidence.
     Plain,
     /// One with the evidence that the node showed.
@@ -26,15 +26,15 @@ pub enum Certificate {
 }
 
 /// He serves until the test ends.
-pub struct Relay {
+pub(crate) struct Relay {
     /// Where he listens.
-    pub url: String,
+    pub(crate) url: String,
     requests: Arc<AtomicUsize>,
 }
 
 impl Relay {
     /// Stands between clients and the node at `upstream`.
-    pub fn start(upstream: &str, certificate: Certificate) -> Result<Self> {
+    pub(crate) fn start(upstream: &str, certificate: Certificate) -> Result<Self> {
         let upstream = upstream.trim_start_matches("https://").trim_end_matches('/').to_owned();
         let key = rcgen::KeyPair::generate()?;
         let mut params = rcgen::CertificateParams::new(["localhost".to_owned()])?;
@@ -70,7 +70,7 @@ impl Relay {
     }
 
     /// How many requests clients sent to him.
-    pub fn requests(&self) -> usize {
+    pub(crate) fn requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }

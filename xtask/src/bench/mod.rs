@@ -1,5 +1,6 @@
 //! `cargo xtask bench NAME`: figures as ratios against a reference in the same run, with their targets.
 
+mod attest;
 mod boot;
 mod table;
 
@@ -24,12 +25,15 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Name {
+    /// Verifying a report, beside other verifiers
+    Attest,
     /// Image size, time to the first answer, memory at idle
     Boot,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let table = match options.name {
+        Name::Attest => attest::measure()?,
         Name::Boot => boot::measure(options.consent, options.runs)?,
     };
     table.print(options.json)
