@@ -83,6 +83,12 @@ pub enum InvalidBatch {
         /// Its length in bytes.
         length: usize,
     },
+    /// The number of a space is one of the heap's own.
+    #[error("space {} has a number above {}, which the heap keeps for itself", space.0, u64::MAX >> 8)]
+    SpaceNumber {
+        /// The space.
+        space: SpaceId,
+    },
     /// A space would become too long.
     #[error("space {} would have {pages} pages, at most {MAX_PAGES} are allowed", space.0)]
     SpaceTooLong {

@@ -72,7 +72,7 @@ enum Head {
 }
 
 pub(crate) fn recover(
-    mut media: Box<dyn Media>,
+    media: Box<dyn Media>,
     key: &Key,
     options: &OpenOptions,
 ) -> Result<(Store, Image, Recovery), OpenError> {

@@ -49,8 +49,8 @@ pub(crate) fn arena(media_length: u64, generation: u64) -> std::ops::Range<u64> 
 /// the medium may tear (cache line, disk block) of one that is already durable.
 pub(crate) fn frame_alignment(kind: MediaKind) -> u32 {
     match kind {
-        MediaKind::Memory | MediaKind::SharedMemory | MediaKind::Bar => 64,
-        MediaKind::File => 4096,
+        MediaKind::Memory | MediaKind::SharedMemory | MediaKind::Bar | MediaKind::Dax => 64,
+        MediaKind::File | MediaKind::DaxFsync => 4096,
     }
 }
 

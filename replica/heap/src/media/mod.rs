@@ -25,6 +25,10 @@ pub enum MediaKind {
     SharedMemory,
     /// A PCI BAR backed by the host's memory: as durable as what the host put behind it (NVDIMM: power cuts).
     Bar,
+    /// A file on persistent memory, mapped with MAP_SYNC: survives power cuts.
+    Dax,
+    /// A file on persistent memory whose file system needs fsync: survives power cuts.
+    DaxFsync,
     /// A file or block device, fenced by fdatasync: survives power cuts.
     File,
 }
@@ -35,6 +39,8 @@ impl std::fmt::Display for MediaKind {
             Self::Memory => "memory",
             Self::SharedMemory => "shared-memory",
             Self::Bar => "bar",
+            Self::Dax => "dax",
+            Self::DaxFsync => "dax-fsync",
             Self::File => "file",
         })
     }

@@ -1,0 +1,284 @@
+//! Which slots are free.
+//!
+//! The free ones are: those never used, from `fresh` on; those in `free`; those listed in the chain of list
+//! blocks on the medium, which is read one block at a time. A slot given up waits in limbo until a checkpoint
+//! begun afterwards is durable, so that neither the durable index nor the log to be replayed names it, and until
+//! no snapshot older than that is held.
+
+use std::collections::{HashSet, VecDeque};
+
+use super::batch::{PAGE, Page};
+use super::block::{REF, Ref};
+use super::error::{ReadError, WriteError};
+use super::mutants::{self, Mutant};
+use super::node::Fields;
+use super::seal::Nonces;
+use super::store::Store;
+
+/// Slots named by one list block.
+const LISTED: usize = (PAGE - REF - 4) / 4;
+/// Free slots kept in RAM by a checkpoint; the rest goes to the chain.
+const KEPT: usize = 2 * LISTED;
+
+/// The part of a superblock that says which slots are free.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FreeList {
+    /// Lowest slot never used.
+    pub(crate) fresh: u32,
+    /// First block of the chain.
+    pub(crate) chain: Ref,
+    /// Slots that the chain names.
+    pub(crate) listed: u64,
+}
+
+struct Waiting {
+    slot: u32,
+    /// Checkpoints begun before it was given up.
+    freezes: u64,
+    /// Snapshots of moments before this one may read it.
+    moment: u64,
+}
+
+pub(crate) struct Slots {
+    total: u32,
+    fresh: u32,
+    free: Vec<u32>,
+    chain: Ref,
+    listed: u64,
+    /// Slots in the chain that the log has taken since.
+    taken: HashSet<u32>,
+    limbo: VecDeque<Waiting>,
+    /// Given up since the last moment that snapshots can see.
+    fresh_limbo: Vec<(u32, u64)>,
+    /// Blocks of the list that the next superblock will not name; no snapshot reads them.
+    old_blocks: Vec<(u32, u64)>,
+    /// List blocks of the last checkpoint that hold what is in RAM.
+    scratch_blocks: Vec<u32>,
+    /// The present moment.
+    pub(crate) moment: u64,
+    /// Checkpoints begun.
+    pub(crate) freezes: u64,
+    /// Checkpoints durable.
+    durable: u64,
+}
+
+impl Slots {
+    pub(crate) fn new(total: u32, list: &FreeList) -> Self {
+        Self {
+            total,
+            fresh: list.fresh,
+            free: Vec::new(),
+            chain: list.chain,
+            listed: list.listed,
+            taken: HashSet::new(),
+            limbo: VecDeque::new(),
+            fresh_limbo: Vec::new(),
+            old_blocks: Vec::new(),
+            scratch_blocks: Vec::new(),
+            moment: 0,
+            freezes: 1,
+            durable: 1,
+        }
+    }
+
+    /// Takes out the slots that records in the log name; before anything else is taken.
+    pub(crate) fn take_logged(&mut self, slots: impl Iterator<Item = u32>) {
+        if mutants::on(Mutant::TailSlotsFreeAgain) {
+            return;
+        }
+        self.taken.extend(slots);
+        let fresh = self.taken.iter().max().map_or(self.fresh, |highest| self.fresh.max(highest + 1));
+        // What lies between was reserved and never became part of a commit.
+        for slot in self.fresh..fresh {
+            if !self.taken.remove(&slot) {
+                self.free.push(slot);
+            }
+        }
+        self.fresh = fresh.min(self.total + 1);
+    }
+
+    /// Slots that can be taken now.
+    pub(crate) fn available(&self) -> u64 {
+        let chained = self.listed.saturating_sub(self.taken.len() as u64);
+        self.free.len() as u64 + chained + u64::from(self.total + 1 - self.fresh)
+    }
+
+    /// Slots that will become free with the next checkpoints.
+    pub(crate) fn waiting(&self) -> u64 {
+        (self.limbo.len() + self.fresh_limbo.len() + self.old_blocks.len()) as u64
+    }
+
+    pub(crate) fn total(&self) -> u64 {
+        self.total.into()
+    }
+
+    /// Slots that hold something.
+    pub(crate) fn used(&self) -> u64 {
+        self.total() - self.available().min(self.total()) - self.waiting().min(self.total())
+    }
+
+    pub(crate) fn take(&mut self, store: &Store) -> Result<u32, WriteError> {
+        loop {
+            if let Some(slot) = self.free.pop() {
+                return Ok(slot);
+            }
+            if self.chain.is_none() {
+                break;
+            }
+            self.unchain(store)?;
+        }
+        if self.fresh > self.total {
+            return Err(WriteError::NoSlot);
+        }
+        self.fresh += 1;
+        Ok(self.fresh - 1)
+    }
+
+    /// Reads the first block of the chain.
+    fn unchain(&mut self, store: &Store) -> Result<(), WriteError> {
+        let mut block = [0; PAGE];
+        store.read(&self.chain, &mut block)?;
+        let malformed =
+            || ReadError::Malformed { offset: store.geometry.offset(self.chain.slot()).unwrap_or_default() };
+        let (next, listed) = decode_list(&block).ok_or_else(malformed)?;
+        self.listed = self.listed.saturating_sub(listed.len() as u64);
+        let (taken, total) = (&mut self.taken, self.total);
+        self.free.extend(listed.into_iter().filter(|slot| !taken.remove(slot) && *slot <= total));
+        let consumed = std::mem::replace(&mut self.chain, next);
+        // The durable superblock still names it; the next one, even if its checkpoint has begun, will not.
+        self.old_blocks.push((consumed.slot(), self.durable));
+        Ok(())
+    }
+
+    /// Gives a slot up. It becomes free some time later.
+    pub(crate) fn give(&mut self, slot: u32) {
+        self.fresh_limbo.push((slot, self.freezes));
+    }
+
+    /// What was given up so far is invisible to snapshots taken from now on.
+    pub(crate) fn publish(&mut self) {
+        self.moment += 1;
+        let moment = self.moment;
+        let waiting = self.fresh_limbo.drain(..).map(|(slot, freezes)| Waiting { slot, freezes, moment });
+        self.limbo.extend(waiting);
+        if mutants::on(Mutant::SlotReusedBeforeCheckpoint) {
+            self.free.extend(self.limbo.drain(..).map(|waiting| waiting.slot));
+        }
+    }
+
+    /// Frees what waited for the checkpoints that are durable and for no snapshot.
+    pub(crate) fn release(&mut self, oldest: Option<u64>) {
+        while let Some(first) = self.limbo.front()
+            && first.freezes < self.durable
+            && oldest.is_none_or(|oldest| oldest >= first.moment)
+        {
+            self.free.push(first.slot);
+            self.limbo.pop_front();
+        }
+        let (durable, free) = (self.durable, &mut self.free);
+        self.old_blocks.retain(|(slot, freezes)| {
+            let waits = *freezes >= durable;
+            if !waits {
+                free.push(*slot);
+            }
+            waits
+        });
+    }
+
+    /// Writes the list of free slots for the checkpoint number `freeze`. All commits so far are in the log, so
+    /// whatever they took is found there; what they gave up is not listed yet.
+    pub(crate) fn write_list(
+        &mut self,
+        store: &Store,
+        nonces: &mut Nonces,
+        freeze: u64,
+        oldest: Option<u64>,
+    ) -> Result<(FreeList, Listed), WriteError> {
+        for block in std::mem::take(&mut self.scratch_blocks) {
+            self.old_blocks.push((block, self.durable));
+        }
+        // All slots for the list are taken first, since that may read from the chain.
+        let mut blocks = Vec::new();
+        while blocks.len() < (self.waiting() as usize + self.free.len()).div_ceil(LISTED) + 2 {
+            blocks.push(self.take(store)?);
+        }
+        // What has waited long enough, and what RAM need not keep, goes to the chain for good.
+        let mut spilled = Vec::new();
+        while let Some(first) = self.limbo.front()
+            && first.freezes < freeze
+            && oldest.is_none_or(|oldest| oldest >= first.moment)
+        {
+            spilled.push(first.slot);
+            self.limbo.pop_front();
+        }
+        spilled.extend(self.free.drain(..self.free.len().saturating_sub(KEPT)));
+        let (mut chain, mut listed) = (self.chain, self.listed);
+        for part in spilled.chunks(LISTED) {
+            let slot = blocks.pop().ok_or(WriteError::Fault("too few blocks for the list of free slots"))?;
+            chain = write_list_block(store, nonces, slot, chain, part)?;
+            listed += part.len() as u64;
+        }
+        let below = Listed { chain, listed };
+        // On top, only for the next start: what RAM keeps, and what waits for snapshots.
+        let waiting = self.limbo.iter().map(|waiting| (waiting.slot, waiting.freezes));
+        let waiting = waiting.chain(self.fresh_limbo.iter().chain(&self.old_blocks).copied());
+        let mut volatile: Vec<u32> =
+            waiting.filter(|(_, freezes)| *freezes < freeze).map(|(slot, _)| slot).collect();
+        let count = (volatile.len() + self.free.len() + blocks.len()).div_ceil(LISTED);
+        self.scratch_blocks = blocks.split_off(blocks.len().checked_sub(count).ok_or(WriteError::Fault("too few blocks for the list of free slots"))?);
+        self.free.append(&mut blocks);
+        volatile.extend(&self.free);
+        for (slot, part) in self.scratch_blocks.iter().zip(volatile.chunks(LISTED)) {
+            chain = write_list_block(store, nonces, *slot, chain, part)?;
+            listed += part.len() as u64;
+        }
+        Ok((FreeList { fresh: self.fresh, chain, listed }, below))
+    }
+
+    /// The checkpoint for which the list was written is durable.
+    pub(crate) fn durable(&mut self, freeze: u64, listed: Listed) {
+        self.durable = freeze;
+        self.chain = listed.chain;
+        self.listed = listed.listed;
+    }
+
+    /// Begins a checkpoint; its number.
+    pub(crate) fn freeze(&mut self) -> u64 {
+        self.freezes += 1;
+        self.freezes
+    }
+}
+
+/// The chain below what RAM keeps.
+pub(crate) struct Listed {
+    chain: Ref,
+    listed: u64,
+}
+
+fn write_list_block(
+    store: &Store,
+    nonces: &mut Nonces,
+    slot: u32,
+    next: Ref,
+    slots: &[u32],
+) -> Result<Ref, WriteError> {
+    let mut block: Page = [0; PAGE];
+    block[..REF].copy_from_slice(&next.encode());
+    block[REF..REF + 4].copy_from_slice(&(slots.len() as u32).to_le_bytes());
+    for (place, slot) in block[REF + 4..].as_chunks_mut::<4>().0.iter_mut().zip(slots) {
+        *place = slot.to_le_bytes();
+    }
+    let mut scratch = [0; PAGE];
+    let (reference, sealed) = store.sealer.seal_block(nonces, slot, &block, &mut scratch)?;
+    store.write(slot, sealed)?;
+    Ok(reference)
+}
+
+/// The next block of the chain, and the slots that this one names.
+pub(crate) fn decode_list(block: &Page) -> Option<(Ref, Vec<u32>)> {
+    let mut fields = Fields(block);
+    let next = fields.reference()?;
+    let count = fields.u32()? as usize;
+    let slots = (0..count).map(|_| fields.u32()).collect::<Option<Vec<u32>>>()?;
+    (count <= LISTED).then_some((next, slots))
+}

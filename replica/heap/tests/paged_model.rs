@@ -1,0 +1,158 @@
+//! Random histories against an in-memory model.
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use heap::MemMedia;
+use heap::paged::{CommitError, Heap, Key, OpenOptions, PAGE, SpaceId};
+use support::{Model, Op, Random, content, create, key, ops, with_batch};
+
+fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
+    let mut random = Random(seed);
+    let media = MemMedia::new(length);
+    let (mut heap, recovery) = Heap::open(Box::new(media.clone()), key, &create()).unwrap();
+    assert!(recovery.created);
+    let mut model = Model::default();
+    let mut held = Vec::new();
+    let (mut commits, mut full) = (0, 0);
+    for _ in 0..random.below(120) {
+        let most = if random.below(8) == 0 { 60 } else { 6 };
+        let ops = ops(&mut random, most, reach);
+        match with_batch(&ops, |batch| heap.submit(batch)) {
+            Ok(_) => model.apply(&ops),
+            Err(CommitError::Full { .. } | CommitError::TooLarge { .. }) => full += 1,
+            Err(error) => panic!("seed {seed}: {error:?}"),
+        }
+        if random.below(3) > 0 {
+            heap.flush().unwrap();
+            commits += 1;
+            assert_eq!(Model::of(&heap.snapshot()), model, "seed {seed}");
+        }
+        match random.below(16) {
+            0 => {
+                heap.flush().unwrap();
+                held.push((heap.snapshot(), model.clone()));
+            }
+            1 if !held.is_empty() => {
+                let (snapshot, model): (_, Model) = held.swap_remove(random.below(held.len() as u64) as usize);
+                assert_eq!(Model::of(&snapshot), model, "seed {seed}: a held snapshot");
+            }
+            2 => heap.checkpoint().unwrap(),
+            3 | 4 => drop(heap.maintain(random.below(20)).unwrap()),
+            5 => {
+                heap.flush().unwrap();
+                held.clear();
+                let epoch = heap.epoch();
+                drop(heap);
+                let opened = Heap::open(Box::new(media.clone()), key, &OpenOptions::default());
+                let (again, recovery) = opened.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
+                assert_eq!((recovery.epoch, recovery.torn_tail, recovery.created), (epoch, false, false));
+                heap = again;
+                assert_eq!(Model::of(&heap.snapshot()), model, "seed {seed}: after open");
+            }
+            _ => {}
+        }
+    }
+    heap.flush().unwrap();
+    assert_eq!(Model::of(&heap.snapshot()), model);
+    for (snapshot, model) in held {
+        assert_eq!(Model::of(&snapshot), model, "seed {seed}: a held snapshot");
+    }
+    // Nothing leaks: with everything deleted, all slots but the heap's own come back.
+    let mut ops: Vec<Op> = model.spaces.keys().map(|space| Op::Delete(*space)).collect();
+    ops.extend(model.meta.keys().map(|key| Op::Remove(key.clone())));
+    for op in ops {
+        with_batch(&[op], |batch| heap.commit(batch)).unwrap();
+    }
+    for _ in 0..2000 {
+        if heap.maintain(1000).unwrap() {
+            break;
+        }
+    }
+    let status = heap.status();
+    assert!(status.used / PAGE as u64 <= 8, "seed {seed}: {} slots leaked", status.used / PAGE as u64);
+    (commits, full)
+}
+
+fn histories() -> u64 {
+    std::env::var("HEAP_HISTORIES").map_or(1500, |number| number.parse().unwrap())
+}
+
+#[test]
+fn random_histories_agree_with_the_model() {
+    let (mut commits, mut refused) = (0, 0);
+    for seed in 0..histories() {
+        let key = if seed % 2 == 0 { key() } else { Key::plain() };
+        let (length, reach) = match seed % 3 {
+            0 => (512 << 10, 20),
+            1 => (2 << 20, 300),
+            _ => (4 << 20, 1 << 34),
+        };
+        let (more, full) = history(seed, &key, length, reach);
+        commits += more;
+        refused += full;
+    }
+    assert!(commits > histories() && refused > histories() / 10, "{commits} commits, {refused} refused");
+}
+
+#[test]
+fn a_full_medium_refuses_and_goes_on_when_space_is_freed() {
+    let media = MemMedia::new(1 << 20);
+    let (mut heap, _) = Heap::open(Box::new(media.clone()), &key(), &create()).unwrap();
+    let mut model = Model::default();
+    let mut number = 0;
+    let refused = loop {
+        let ops = [Op::Page(1 + number % 2, number, number + 1)];
+        match with_batch(&ops, |batch| heap.commit(batch)) {
+            Ok(_) => model.apply(&ops),
+            Err(error) => break error,
+        }
+        number += 1;
+    };
+    assert!(matches!(refused, CommitError::Full { .. }), "{refused}");
+    assert!(number > 150, "only {number} pages fit");
+    assert_eq!(Model::of(&heap.snapshot()), model);
+    // Overwriting needs room too, which is refused and leaves no trace; small ones go on.
+    let ops: Vec<Op> = (0..200).map(|page| Op::Page(1, page, 7)).collect();
+    assert!(matches!(with_batch(&ops, |batch| heap.commit(batch)), Err(CommitError::Full { .. })));
+    assert_eq!(Model::of(&heap.snapshot()), model);
+    let ops = [Op::Delete(1)];
+    model.apply(&ops);
+    with_batch(&ops, |batch| heap.commit(batch)).unwrap();
+    for fill in 0..300 {
+        let ops = [Op::Page(3, fill % 50, fill + 1)];
+        model.apply(&ops);
+        with_batch(&ops, |batch| heap.commit(batch)).unwrap();
+    }
+    assert_eq!(Model::of(&heap.snapshot()), model);
+    drop(heap);
+    let (heap, _) = Heap::open(Box::new(media), &key(), &OpenOptions::default()).unwrap();
+    assert_eq!(Model::of(&heap.snapshot()), model);
+}
+
+#[test]
+fn changes_since_an_epoch_are_told() {
+    let (mut heap, _) = Heap::open(Box::new(MemMedia::new(4 << 20)), &key(), &create()).unwrap();
+    let mut commit = |ops: &[Op]| with_batch(ops, |batch| heap.commit(batch)).unwrap();
+    let first = commit(&[Op::Page(1, 5, 1), Op::Page(2, 6, 1)]);
+    commit(&[Op::Page(1, 7, 2), Op::Page(1, 5, 2)]);
+    commit(&[Op::Page(1, 7, 3), Op::Resize(1, 100)]);
+    let snapshot = heap.snapshot();
+    assert_eq!(snapshot.changed_since(first, SpaceId(1)), Some(vec![5, 7]));
+    assert_eq!(snapshot.changed_since(first, SpaceId(2)), Some(vec![]));
+    assert_eq!(snapshot.changed_since(snapshot.epoch(), SpaceId(1)), Some(vec![]));
+    let mut commit = |ops: &[Op]| with_batch(ops, |batch| heap.commit(batch)).unwrap();
+    let cut = commit(&[Op::Resize(1, 6)]);
+    commit(&[Op::Page(1, 0, 9)]);
+    let later = heap.snapshot();
+    assert_eq!(later.changed_since(first, SpaceId(1)), None, "it was cut");
+    assert_eq!(later.changed_since(cut, SpaceId(1)), Some(vec![0]));
+    assert_eq!(snapshot.epoch(), 3);
+    let pages: BTreeMap<u64, u64> = [(5, 2), (7, 3)].into();
+    assert_eq!(Model::of(&snapshot).spaces[&1], (100, pages));
+    let mut page = [0; PAGE];
+    snapshot.read_page(SpaceId(1), 5, &mut page).unwrap();
+    assert!(page == content(2));
+}
