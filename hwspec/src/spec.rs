@@ -77,7 +77,7 @@ pub enum Condition {
 }
 
 impl Condition {
-    /// The key in the file and whether it fits a kind of fact.
+    /// Whether it fits a kind of fact.
     fn fits(&self, kind: Kind) -> bool {
         matches!(
             (self, kind),

@@ -5,4 +5,6 @@
 #[path = "../../../host-os/tests/agent/made_up.rs"]
 mod made_up;
 #[cfg(test)]
+mod hardware;
+#[cfg(test)]
 mod node;
