@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// Accumulates the inputs of one output.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Key(Sha256);
 
 impl Key {
@@ -21,7 +21,9 @@ impl Key {
         self
     }
 
-    fn finish(self) -> String {
+    /// The key as lower-case hexadecimal.
+    #[must_use]
+    pub fn finish(self) -> String {
         hex::encode(self.0.finalize())
     }
 }
@@ -54,10 +56,26 @@ impl Cache {
         Ok(Self { root })
     }
 
+    /// A folder in the cache that is no entry.
+    #[must_use]
+    pub fn folder(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    fn place(&self, kind: &str, key: Key) -> PathBuf {
+        self.root.join(format!("{kind}-{}", &key.finish()[..32]))
+    }
+
+    /// The directory of the entry `kind` with these inputs, if it is there.
+    #[must_use]
+    pub fn find(&self, kind: &str, key: Key) -> Option<PathBuf> {
+        Some(self.place(kind, key)).filter(|place| place.is_dir())
+    }
+
     /// The directory of the entry `kind` with these inputs, made by `make` (given an empty directory) if
     /// it is not there yet.
     pub fn entry(&self, kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        let place = self.root.join(format!("{kind}-{}", &key.finish()[..32]));
+        let place = self.place(kind, key);
         if place.is_dir() {
             return Ok(place);
         }

@@ -1,23 +1,27 @@
-//! The kernel: pinned source, `tinyconfig` plus option lists, every requested symbol checked, no modules.
+//! The kernel: locked source, `tinyconfig` plus option lists, every requested symbol checked, no modules; built in the
+//! build root.
 
 use crate::{
-    cache::{Cache, Key, sha256_file},
-    fetch,
-    recipe::{self, Inputs, Recipe},
+    cache::Key,
+    deb,
+    lock::LINUX_SOURCE,
+    recipe::{self, Recipe},
+    sandbox::Sandbox,
     step::Step,
+    workshop::Workshop,
 };
 use anyhow::{Context, Result, bail};
 use std::{
     collections::BTreeMap,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Command, Stdio},
 };
 
-/// 2026-01-01 00:00:00 UTC: the time that the outputs carry.
-pub const SOURCE_DATE_EPOCH: &str = "1767225600";
 /// Lines that make prints for the guest kernel, for the progress bar only.
 const EXPECTED_LINES: u64 = 2350;
+/// The source in its package.
+const TARBALL: &str = "usr/src/linux-source-6.12.tar.xz";
+/// Raised when the steps below change.
+const METHOD: &str = "3";
 
 /// Many of the source's files are never read for an x86 kernel without graphics; unpacking and deleting them
 /// would take longer than resolving the configuration. (All of `arch/*/crypto` is read by Kconfig.)
@@ -36,69 +40,71 @@ const UNUSED: &[&str] = &[
 pub struct Built {
     /// The bootable image.
     pub image: PathBuf,
-    /// SHA-256 of the resolved configuration, hexadecimal.
-    pub config_sha256: String,
-    /// First line of the compiler's version.
-    pub compiler: String,
+    /// The resolved configuration.
+    pub config: PathBuf,
 }
 
 /// Builds the kernel of a recipe, or takes it from the cache.
-pub fn build(repository: &Path, cache: &Cache, recipe: &Recipe, inputs: &Inputs) -> Result<Built> {
+pub fn build(workshop: &Workshop, recipe: &Recipe) -> Result<Built> {
     let mut lists = String::new();
     for fragment in &recipe.kernel.fragments {
-        let path = recipe::folder(repository).join("kernel").join(fragment);
+        let path = recipe::folder(&workshop.repository).join("kernel").join(fragment);
         lists +=
             &std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
     }
-    let compiler = version_of("gcc")?;
+    let source = workshop.inputs.lock.group(LINUX_SOURCE)?[0];
     let key = Key::default()
-        .with("source", &inputs.linux_source.sha256)
+        .with("source", source.sha256.as_bytes())
         .with("options", &lists)
         .with("accepted", format!("{:?}", recipe.kernel.accepted_differences))
-        .with("compiler", &compiler)
-        .with("linker", version_of("ld")?)
-        // The steps below are an input too: raise this when they change.
-        .with("method", "2");
+        .with("build-root", &workshop.root.key)
+        .with("method", METHOD);
     let step = Step::start("kernel", EXPECTED_LINES);
     let mut fresh = false;
-    let entry = cache.entry("kernel", key, |dir| {
+    let entry = workshop.cache.entry("kernel", key, |dir| {
         fresh = true;
-        let source = fetch::debian_member(cache, &inputs.linux_source, &step)?;
-        make(dir, &source, &lists, &recipe.kernel.accepted_differences, &step)
+        step.say("taking the source from the store");
+        let (_, package) = workshop.inputs.file(LINUX_SOURCE)?;
+        // The tarball, and all that compilers write, lie in a folder that goes away whole.
+        let work = tempfile::tempdir_in(dir)?;
+        let [input, source, objects] = ["in", "src", "obj"].map(|name| work.path().join(name));
+        for folder in [&input, &source, &objects] {
+            std::fs::create_dir(folder)?;
+        }
+        let tarball = input.join("linux.tar.xz");
+        deb::member(&package, TARBALL, |from| std::io::copy(from, &mut std::fs::File::create(&tarball)?))?;
+        let sandbox = workshop.sandbox().read(&input, "/in").write(&source, "/src").write(&objects, "/out");
+        let accepted = &recipe.kernel.accepted_differences;
+        make(fixed(sandbox).directory("/src"), &objects, dir, &lists, accepted, &step)?;
+        work.close().context("cannot remove the kernel's intermediate files")
     })?;
     step.done(if fresh { "built" } else { "unchanged" });
-    Ok(Built { config_sha256: sha256_file(&entry.join("config"))?, image: entry.join("bzImage"), compiler })
+    Ok(Built { config: entry.join("config"), image: entry.join("bzImage") })
 }
 
 fn make(
-    dir: &Path,
-    tarball: &Path,
+    sandbox: Sandbox<'_>,
+    objects: &Path,
+    out: &Path,
     lists: &str,
     accepted: &BTreeMap<String, String>,
     step: &Step,
 ) -> Result<()> {
-    let (source, objects) = (dir.join("src"), dir.join("obj"));
-    std::fs::create_dir(&source)?;
-    std::fs::create_dir(&objects)?;
+    std::fs::write(objects.join("lists"), lists)?;
+    let jobs = format!("-j{}", sandbox.jobs());
+
     step.say("unpacking the source");
-    let unused = UNUSED.iter().map(|path| format!("--exclude=*/{path}"));
-    run(Command::new("tar")
-        .arg("xf")
-        .arg(tarball)
-        .arg("-C")
-        .arg(&source)
-        .arg("--strip-components=1")
-        .args(unused))?;
+    let mut unpack: Vec<String> =
+        ["tar", "--no-same-owner", "-xf", "/in/linux.tar.xz", "--strip-components=1"]
+            .map(str::to_owned)
+            .into();
+    unpack.extend(UNUSED.iter().map(|path| format!("--exclude=*/{path}")));
+    sandbox.run("unpacking the kernel's source", &unpack)?;
 
     step.say("resolving the configuration");
-    std::fs::write(objects.join("lists"), lists)?;
-    run(kbuild(&source, &objects).arg("tinyconfig"))?;
-    run(Command::new(source.join("scripts/kconfig/merge_config.sh"))
-        .current_dir(&objects)
-        .args(["-m", "-O"])
-        .arg(&objects)
-        .args([".config", "lists"]))?;
-    run(kbuild(&source, &objects).arg("olddefconfig"))?;
+    let configure = "make -s O=/out tinyconfig && cd /out \
+                     && /src/scripts/kconfig/merge_config.sh -m -O /out .config lists && make -s -C /src O=/out olddefconfig";
+    sandbox.run("configuring the kernel", &["sh", "-c", configure])?;
     let resolved = std::fs::read_to_string(objects.join(".config"))?;
     let differences = differences(lists, &resolved);
     let unexpected: Vec<&String> = differences.keys().filter(|s| !accepted.contains_key(*s)).collect();
@@ -107,81 +113,37 @@ fn make(
     }
 
     step.say("compiling");
-    let mut child = kbuild(&source, &objects)
-        .arg(format!("-j{}", std::thread::available_parallelism()?))
-        // Paths would otherwise reach the image through __FILE__ and the like.
-        .arg(format!("KCFLAGS=-ffile-prefix-map={0}=/src -fmacro-prefix-map={0}=/src", source.display()))
-        .arg(format!("KAFLAGS=-ffile-prefix-map={}=/src", source.display()))
-        .arg("bzImage")
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .stderr(std::fs::File::create(dir.join("errors"))?)
-        .spawn()
-        .context("cannot run make")?;
-    for line in BufReader::new(child.stdout.take().context("make has no output")?).lines() {
-        line?;
-        step.tick();
-    }
-    if !child.wait()?.success() {
-        let errors = std::fs::read_to_string(dir.join("errors")).unwrap_or_default();
-        let tail: Vec<&str> = errors.lines().rev().take(15).collect();
-        bail!("the kernel did not compile:\n{}", tail.into_iter().rev().collect::<Vec<_>>().join("\n"));
-    }
-    std::fs::copy(objects.join("arch/x86/boot/bzImage"), dir.join("bzImage"))?;
-    std::fs::write(dir.join("config"), resolved)?;
-    std::fs::remove_dir_all(source)?;
-    std::fs::remove_dir_all(objects)?;
-    std::fs::remove_file(dir.join("errors"))?;
-    Ok(())
+    sandbox.run_with("compiling the kernel", &["make", &jobs, "O=/out", "bzImage"], |_| step.tick())?;
+    std::fs::copy(objects.join("arch/x86/boot/bzImage"), out.join("bzImage"))?;
+    Ok(std::fs::write(out.join("config"), resolved)?)
 }
 
-/// `make` in `objects` with everything fixed that the image would otherwise take from this machine.
-fn kbuild(source: &Path, objects: &Path) -> Command {
-    let mut make = Command::new("make");
-    make.arg("-C")
-        .arg(source)
-        .arg(format!("O={}", objects.display()))
-        .env("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 2026")
-        .env("KBUILD_BUILD_USER", "build")
-        .env("KBUILD_BUILD_HOST", "image")
-        .env("KBUILD_BUILD_VERSION", "1")
-        .env("SOURCE_DATE_EPOCH", SOURCE_DATE_EPOCH)
-        .env("LC_ALL", "C")
-        .env("TZ", "UTC")
-        .env_remove("MAKEFLAGS")
-        .env_remove("CFLAGS");
-    make
-}
-
-fn run(command: &mut Command) -> Result<()> {
-    let output = command.stdin(Stdio::null()).output().with_context(|| format!("cannot run {command:?}"))?;
-    if !output.status.success() {
-        bail!("{command:?} failed: {}", String::from_utf8_lossy(&output.stderr));
-    }
-    Ok(())
-}
-
-fn version_of(program: &str) -> Result<String> {
-    let output = Command::new(program)
-        .arg("--version")
-        .env("LC_ALL", "C")
-        .output()
-        .with_context(|| format!("cannot run {program}; it builds the kernel"))?;
-    Ok(String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned())
+/// What the image would otherwise take from its surroundings.
+fn fixed(sandbox: Sandbox<'_>) -> Sandbox<'_> {
+    sandbox
+        .set("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 2026")
+        .set("KBUILD_BUILD_USER", "build")
+        .set("KBUILD_BUILD_HOST", "image")
+        .set("KBUILD_BUILD_VERSION", "1")
 }
 
 /// Symbols whose resolved value is not the requested one, with (requested, resolved). Of a symbol that is
 /// requested twice the later line counts, as in merge_config.sh.
 fn differences(requested: &str, resolved: &str) -> BTreeMap<String, (String, String)> {
-    let resolved: BTreeMap<String, String> = resolved.lines().filter_map(symbol).collect();
-    let requested: BTreeMap<String, String> = requested.lines().filter_map(symbol).collect();
-    requested
+    let resolved = symbols(resolved);
+    symbols(requested)
         .into_iter()
         .filter_map(|(name, wanted)| {
             let found = resolved.get(&name).cloned().unwrap_or_else(|| "n".to_owned());
             (found != wanted).then_some((name, (wanted, found)))
         })
         .collect()
+}
+
+/// The symbols of a kernel configuration, without `CONFIG_`, with their values; `n` for those that are not set.
+#[must_use]
+pub fn symbols(config: &str) -> BTreeMap<String, String> {
+    config.lines().filter_map(symbol).collect()
 }
 
 fn symbol(line: &str) -> Option<(String, String)> {

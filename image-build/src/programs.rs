@@ -1,11 +1,8 @@
-//! The guest's two static programs.
+//! The guest's two static programs, compiled in the build root.
 
-use crate::{recipe::Recipe, step::Step};
-use anyhow::{Context, Result, bail};
-use std::{
-    path::{Path, PathBuf},
-    process::Command,
-};
+use crate::{recipe::Recipe, step::Step, toolchain, vendor, workshop::Workshop};
+use anyhow::{Context, Result};
+use std::path::PathBuf;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 const PROFILE: &str = "guest";
@@ -18,64 +15,59 @@ pub struct Programs {
     pub replica: PathBuf,
 }
 
-/// Builds both, statically linked (crt-static, so that the initrd needs no library), with the paths of
-/// this machine mapped away.
-pub fn build(repository: &Path, recipe: &Recipe) -> Result<Programs> {
-    let step = Step::start("guest programs", 0);
-    step.say("compiling guest-os and replica");
+/// Builds both, statically linked (crt-static, so that the initrd needs no library).
+pub fn build(workshop: &Workshop, recipe: &Recipe) -> Result<Programs> {
     let features = recipe.guest.features.join(",");
-    let folder = compile(repository, "guest-os", &["--bin", "guest-os", "--features", &features])?;
-    compile(repository, "replica", &["--bin", "replica"])?;
-    step.done("up to date");
+    compile(workshop, "guest-os", &["--bin", "guest-os", "--features", &features])?;
+    let folder = compile(workshop, "replica", &["--bin", "replica"])?;
     Ok(Programs { guest_os: folder.join("guest-os"), replica: folder.join("replica") })
 }
 
 /// Builds what guest-os's own tests boot: PID 1 and a stand-in for the replica. Returns their folder.
-pub fn build_for_tests(repository: &Path, recipe: &Recipe) -> Result<PathBuf> {
+pub fn build_for_tests(workshop: &Workshop, recipe: &Recipe) -> Result<PathBuf> {
     let features = recipe.guest.features.join(",");
     compile(
-        repository,
+        workshop,
         "guest-os",
         &["--bin", "guest-os", "--example", "stand_in_replica", "--features", &features],
     )
 }
 
 /// Compiles parts of one package for the guest; returns the folder with the programs.
-fn compile(repository: &Path, package: &str, parts: &[&str]) -> Result<PathBuf> {
-    let target_dir =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| repository.join("target"), PathBuf::from);
-    let cargo_home = match std::env::var_os("CARGO_HOME") {
-        Some(home) => PathBuf::from(home),
-        None => PathBuf::from(std::env::var_os("HOME").context("neither CARGO_HOME nor HOME is set")?)
-            .join(".cargo"),
-    };
-    let map = |from: &Path, to: &str| format!("{}={to}", from.display());
-    let maps = [map(repository, "/build"), map(&cargo_home, "/cargo")];
-    let rustflags =
-        maps.iter().fold("-C target-feature=+crt-static".to_owned(), |f, m| f + " --remap-path-prefix=" + m);
-    let cflags = maps.iter().map(|m| format!("-ffile-prefix-map={m}")).collect::<Vec<_>>().join(" ");
-    let status = Command::new("cargo")
-        .current_dir(repository)
-        .args([
-            "build",
-            "--locked",
-            "--quiet",
-            "--profile",
-            PROFILE,
-            "--target",
-            TARGET,
-            "--package",
-            package,
-        ])
-        .args(parts)
-        .env("RUSTFLAGS", &rustflags)
-        .env("CFLAGS", &cflags)
-        .env("SOURCE_DATE_EPOCH", crate::kernel::SOURCE_DATE_EPOCH)
-        .env("CARGO_TARGET_DIR", &target_dir)
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("{package} did not compile for the guest; the compiler's messages are above");
+fn compile(workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf> {
+    let rust = toolchain::open(&workshop.cache, &workshop.inputs.lock.rust)?;
+    let crates = vendor::open(&workshop.cache, &workshop.repository)?;
+    let target = &workshop.cargo_target;
+    // cargo sees a change of its sources and of rustc, but not of the C compiler and library.
+    let stamp = target.join("build-root");
+    if std::fs::read_to_string(&stamp).ok().as_deref() != Some(&workshop.root.key) {
+        if target.exists() {
+            std::fs::remove_dir_all(target).with_context(|| format!("cannot empty {}", target.display()))?;
+        }
+        std::fs::create_dir_all(target).with_context(|| format!("cannot make {}", target.display()))?;
+        std::fs::write(&stamp, &workshop.root.key)?;
     }
-    Ok(target_dir.join(TARGET).join(PROFILE))
+    let step = Step::start(package, 0);
+    step.say("compiling for the guest");
+    let sandbox = workshop.sandbox();
+    let jobs = sandbox.jobs().to_string();
+    let sandbox = sandbox
+        .read(&workshop.repository, "/build")
+        .read(rust, "/rust")
+        .read(crates, "/vendor")
+        .write(target, "/target")
+        .directory("/build")
+        .set("CARGO_HOME", "/tmp/cargo")
+        .set("CARGO_TARGET_DIR", "/target")
+        .set("CARGO_INCREMENTAL", "0")
+        .set("CARGO_BUILD_JOBS", jobs)
+        .set("RUSTFLAGS", "-C target-feature=+crt-static");
+    let mut arguments = vec!["cargo", "build", "--locked", "--offline", "--quiet"];
+    arguments.extend(["--config", "source.crates-io.replace-with='vendored'"]);
+    arguments.extend(["--config", "source.vendored.directory='/vendor'"]);
+    arguments.extend(["--profile", PROFILE, "--target", TARGET, "--package", package]);
+    arguments.extend(parts);
+    sandbox.run(&format!("compiling {package} for the guest"), &arguments)?;
+    step.done("up to date");
+    Ok(target.join(TARGET).join(PROFILE))
 }

@@ -1,4 +1,4 @@
-//! Recipes and pinned inputs: what an image is made of, as data.
+//! Recipes and requests: what an image is made of, as data.
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -17,6 +17,8 @@ pub struct Recipe {
     pub security_epoch: u64,
     /// The guest kernel.
     pub kernel: Kernel,
+    /// The guest's firmware.
+    pub firmware: Firmware,
     /// How the guest is launched.
     pub guest: Guest,
 }
@@ -31,6 +33,30 @@ pub struct Kernel {
     pub accepted_differences: BTreeMap<String, String>,
 }
 
+/// Firmware of a guest.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", tag = "kind")]
+pub enum Firmware {
+    /// OvmfPkg/AmdSev, built from the distribution's source.
+    AmdSev {
+        /// SHA-256 of the built firmware: the build fails when it gives another.
+        sha256: release::Digest,
+    },
+    /// SeaBIOS out of the distribution's package.
+    Seabios,
+}
+
+impl Firmware {
+    /// Its name in a release.
+    #[must_use]
+    pub const fn file_name(&self) -> &'static str {
+        match self {
+            Self::AmdSev { .. } => crate::guest::names::FIRMWARE,
+            Self::Seabios => crate::guest::names::BIOS,
+        }
+    }
+}
+
 /// Launch of a guest.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -41,52 +67,71 @@ pub struct Guest {
     pub features: Vec<String>,
     /// vCPU counts for which the manifest lists a measurement.
     pub vcpus: Vec<u32>,
-    /// QEMU's CPU model, whose signature is part of the measured VMSA.
-    pub vcpu_type: String,
+    /// QEMU's CPU models, likewise, since a model's signature is part of the measured VMSA. The first is the one that
+    /// nodes use unless told otherwise.
+    pub vcpu_types: Vec<String>,
     /// SEV-SNP guest policy.
     pub policy: u64,
-    /// Candidates for the firmware; the first that exists is taken into the release.
-    pub firmware: Vec<PathBuf>,
 }
 
-/// Pinned inputs (`inputs.toml`).
+impl Guest {
+    /// Every vCPU model with every count.
+    #[must_use]
+    pub fn machines(&self) -> Vec<(String, u32)> {
+        self.vcpu_types
+            .iter()
+            .flat_map(|name| self.vcpus.iter().map(|&count| (name.clone(), count)))
+            .collect()
+    }
+}
+
+/// What `update-inputs` asks the distribution for (`inputs.toml`).
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "kebab-case")]
-pub struct Inputs {
-    /// The kernel's source.
-    pub linux_source: DebianMember,
+pub struct Requests {
+    /// Debian release.
+    pub release: String,
+    /// Packages of the build root.
+    pub build_root: BuildRootRequest,
+    /// Group to package.
+    pub packages: BTreeMap<String, String>,
+    /// Group to source package.
+    pub sources: BTreeMap<String, String>,
+    /// The Rust toolchain.
+    pub rust: RustRequest,
 }
 
-/// One file out of one Debian package.
+/// Packages of the build root.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DebianMember {
-    /// Package name.
-    pub package: String,
-    /// Exact version.
-    pub version: String,
-    /// Paths below a mirror's base address.
-    pub pool: Vec<String>,
-    /// Path of the file in the package.
-    pub member: String,
-    /// Size of the file in bytes.
-    pub size: u64,
-    /// SHA-256 of the file, hexadecimal.
-    pub sha256: String,
+pub struct BuildRootRequest {
+    /// Their names; what they depend on follows.
+    pub packages: Vec<String>,
+}
+
+/// Parts of the Rust toolchain.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RustRequest {
+    /// Components, as rustup names them.
+    pub components: Vec<String>,
+    /// Beginnings of paths that are left out.
+    pub skip: Vec<String>,
 }
 
 /// Folder of this crate with its data, below the repository's root.
+#[must_use]
 pub fn folder(repository: &Path) -> PathBuf {
     repository.join("image-build")
 }
 
 /// Reads the recipe of a profile.
-pub fn recipe(repository: &Path, profile: &str) -> Result<Recipe> {
+pub fn recipe(repository: &Path, profile: release::Profile) -> Result<Recipe> {
     read(&folder(repository).join("recipes").join(format!("{profile}.toml")))
 }
 
-/// Reads the pinned inputs.
-pub fn inputs(repository: &Path) -> Result<Inputs> {
+/// Reads what `update-inputs` asks for.
+pub fn requests(repository: &Path) -> Result<Requests> {
     read(&folder(repository).join("inputs.toml"))
 }
 

@@ -2,6 +2,7 @@
 
 mod attest;
 mod hardware;
+mod image;
 mod id_block;
 mod logs;
 mod node;
@@ -43,6 +44,9 @@ enum Command {
     /// Verify releases
     #[command(subcommand)]
     Release(releases::Releases),
+    /// Build releases from locked inputs; rebuild and compare them
+    #[command(subcommand)]
+    Image(image::Image),
     /// The host agent itself, as `up` starts it
     #[command(hide = true)]
     HostOs(Box<host_os::cli::RunArgs>),
@@ -59,6 +63,7 @@ fn main() -> ExitCode {
         Command::Attest(args) => attest::run(args),
         Command::Hw(args) => hardware::run(&args),
         Command::Release(args) => releases::run(&args),
+        Command::Image(args) => image::run(&args),
         Command::HostOs(args) => return ExitCode::from(host_os::cli::run(&args)),
     };
     output.finish(result)

@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: what CI runs.
 
-use crate::{Consent, test, tools};
+use crate::{Consent, double_build, test, tools};
 use anyhow::Result;
 
 /// Options of `cargo xtask ci`.
@@ -11,6 +11,9 @@ pub(crate) struct Options {
     /// Only formatting and clippy
     #[arg(long)]
     lint: bool,
+    /// Also build both profiles a second time, kernels too, and compare them
+    #[arg(long, conflicts_with = "lint")]
+    full: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -29,5 +32,6 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     if options.lint {
         return Ok(());
     }
-    test::run(&test::Options::of(options.consent))
+    test::run(&test::Options::of(options.consent))?;
+    double_build::run(&double_build::Options::of(options.consent, options.full))
 }

@@ -4,6 +4,7 @@
 
 mod bench;
 mod ci;
+mod double_build;
 mod probes;
 mod setup;
 mod test;
@@ -33,6 +34,8 @@ enum Command {
     Ci(ci::Options),
     /// Record the hardware probes that hwspec's tests judge, in QEMU machines of several kinds
     RecordProbes(probes::Options),
+    /// Build a second time with everything varied that may not matter, and compare every artefact but kernels
+    DoubleBuild(double_build::Options),
     /// Install what the other commands need
     Setup(Consent),
 }
@@ -52,6 +55,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::run(&options),
         Command::Ci(options) => ci::run(&options),
         Command::RecordProbes(options) => probes::run(&options),
+        Command::DoubleBuild(options) => double_build::run(&options),
         Command::Setup(consent) => setup::run(consent, setup::FOR_ALL),
     };
     match outcome {

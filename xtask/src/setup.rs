@@ -24,16 +24,7 @@ const fn need(probe: &'static str, packages: &'static [&'static str], reason: &'
 
 /// What `up` needs.
 pub(crate) const FOR_UP: &[&Need] = &[
-    &need("gcc", &["gcc", "libc6-dev"], "compiles the kernel and links the programs"),
-    &need("make", &["make"], "builds the kernel"),
-    &need("flex", &["flex"], "builds the kernel's configuration tool"),
-    &need("bison", &["bison"], "builds the kernel's configuration tool"),
-    &need("bc", &["bc"], "builds the kernel"),
-    &need("perl", &["perl"], "builds the kernel"),
-    &need("xz", &["xz-utils"], "unpacks the kernel's source"),
-    &need("zstd", &["zstd"], "compresses the kernel"),
-    &need("/usr/include/libelf.h", &["libelf-dev"], "builds the kernel's objtool"),
-    &need("/usr/include/openssl/ssl.h", &["libssl-dev"], "builds the kernel's tools"),
+    &need("gcc", &["gcc", "libc6-dev"], "links the programs that run on this machine"),
     &need("qemu-system-x86_64", &["qemu-system-x86"], "runs the node"),
     &need("node", &["nodejs"], "runs the Motoko compiler and the official agent"),
     &need("npm", &["npm"], "installs the Motoko compiler and the official agent"),
@@ -42,6 +33,7 @@ pub(crate) const FOR_UP: &[&Need] = &[
 /// What the tests need beside [`FOR_UP`].
 pub(crate) const FOR_TEST: &[&Need] = &[
     &need("cpio", &["cpio"], "oracle for the initrd"),
+    &need("disorderfs", &["disorderfs"], "shuffles files for the double build"),
     &need("openssl", &["openssl"], "oracle for TLS"),
     // The interpreter alone is not enough: Debian keeps what a virtual environment needs in another package.
     &need("/usr/share/doc/python3-venv", &["python3-venv"], "oracle for launch measurements"),

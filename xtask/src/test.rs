@@ -31,8 +31,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("tools", tools::build_tools)?;
     let production = steps.step("production programs", tools::build_production)?;
     let release = steps.step("guest image", tools::build_release)?;
+    steps.step("production firmware", || {
+        tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware"]))
+    })?;
     let programs = steps.step("programs of the guest's tests", || {
-        tools::output(tools::command(tools::binary("image-build")).arg("test-programs"))
+        tools::output(tools::command(tools::binary("redoubt")).args(["image", "test-programs"]))
     })?;
     steps.step("tests", || {
         tools::run(

@@ -24,6 +24,11 @@ pub(crate) fn binary(name: &str) -> PathBuf {
     target().join("debug").join(name)
 }
 
+/// Whether a program is on the PATH.
+pub(crate) fn on_path(name: &str) -> bool {
+    std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|d| d.join(name).is_file())
+}
+
 /// Where the release of a profile is put.
 pub(crate) fn release_dir(profile: &str) -> PathBuf {
     target().join("release-images").join(profile)
@@ -97,7 +102,7 @@ impl Steps {
 
 /// Builds the programs that run on the developer's machine.
 pub(crate) fn build_tools() -> Result<()> {
-    run(command("cargo").args(["build", "--locked", "-p", "image-build", "-p", "host-os", "-p", "redoubt"]))
+    run(command("cargo").args(["build", "--locked", "-p", "host-os", "-p", "redoubt"]))
 }
 
 /// Builds the same and the guest's program as production has them, in a place of their own; returns their directory.
@@ -111,8 +116,13 @@ pub(crate) fn build_production() -> Result<PathBuf> {
 
 /// Builds the release of the virtual profile; returns its directory.
 pub(crate) fn build_release() -> Result<PathBuf> {
-    let out = release_dir("virtual");
-    run(command(binary("image-build")).args(["build", "--profile", "virtual", "--out"]).arg(&out))?;
+    build_release_of("virtual")
+}
+
+/// Builds the release of a profile; returns its directory.
+pub(crate) fn build_release_of(profile: &str) -> Result<PathBuf> {
+    let out = release_dir(profile);
+    run(command(binary("redoubt")).args(["image", "build", "--profile", profile, "--out"]).arg(&out))?;
     Ok(out)
 }
 

@@ -1,0 +1,83 @@
+//! The build root: locked packages, unpacked, and nothing else. No script of a package runs; the few things that
+//! scripts would have set up are set up here.
+
+use crate::{
+    cache::{Cache, Key},
+    deb, fetch,
+    inputs::Inputs,
+    lock,
+    step::Step,
+};
+use anyhow::{Context, Result};
+use std::{
+    os::unix::fs::symlink,
+    path::{Path, PathBuf},
+};
+
+/// Folders that no compiler reads.
+const LEFT_OUT: &[&str] =
+    &["usr/share/doc", "usr/share/info", "usr/share/lintian", "usr/share/locale", "usr/share/man"];
+/// What maintainer scripts (update-alternatives, base-files) would have linked.
+const LINKS: &[(&str, &str)] = &[
+    ("gcc", "usr/bin/cc"),
+    ("g++", "usr/bin/c++"),
+    ("mawk", "usr/bin/awk"),
+    ("usr/bin", "bin"),
+    ("usr/sbin", "sbin"),
+    ("usr/lib", "lib"),
+    ("usr/lib64", "lib64"),
+];
+/// Where a sandbox mounts things.
+pub(crate) const MOUNT_POINTS: &[&str] =
+    &["build", "dev", "firmware", "in", "out", "proc", "rust", "src", "target", "tmp", "vendor"];
+/// Raised when the steps below change.
+const METHOD: &str = "1";
+
+/// An unpacked build root.
+#[derive(Debug, Clone)]
+pub struct BuildRoot {
+    /// Its folder.
+    pub path: PathBuf,
+    /// Hash of all that is in it: part of the key of whatever is built in it.
+    pub key: String,
+}
+
+/// The build root of the lock, unpacked if it is not in the cache.
+pub fn open(cache: &Cache, inputs: &Inputs) -> Result<BuildRoot> {
+    let packages = inputs.lock.group(lock::BUILD_ROOT)?;
+    let mut key = Key::default().with("method", METHOD);
+    for package in &packages {
+        key = key.with(&package.name, package.sha256.as_bytes());
+    }
+    let name = key.clone().finish();
+    let path = cache.entry("build-root", key, |dir| {
+        let step = Step::start("inputs of the build root", packages.len() as u64);
+        let files = fetch::all(&inputs.store, &packages, &inputs.sources, &step)?;
+        step.done("in the store");
+        let step = Step::start("build root", files.len() as u64);
+        for file in &files {
+            deb::unpack(file, dir, |path| !LEFT_OUT.iter().any(|left_out| path.starts_with(left_out)))?;
+            step.tick();
+        }
+        set_up(dir).context("cannot set up the build root")?;
+        step.done("unpacked");
+        Ok(())
+    })?;
+    Ok(BuildRoot { path, key: name })
+}
+
+fn set_up(root: &Path) -> Result<()> {
+    for (target, link) in LINKS {
+        let link = root.join(link);
+        if link.symlink_metadata().is_err() {
+            symlink(target, &link).with_context(|| format!("cannot link {}", link.display()))?;
+        }
+    }
+    for folder in MOUNT_POINTS {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    std::fs::write(root.join("etc/passwd"), "build:x:1000:1000::/tmp:/bin/sh\n")?;
+    std::fs::write(root.join("etc/group"), "build:x:1000:\n")?;
+    std::fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
+    Ok(())
+}

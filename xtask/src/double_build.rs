@@ -1,0 +1,277 @@
+//! Builds a release a second time with everything varied that may not matter, and compares every artefact.
+//!
+//! Varied around the build: folder of the checkout, user, umask, environment, host name, number of CPUs, order of files
+//! in folders (disorderfs, where the machine has FUSE). Varied inside the build root: see `reproduce --vary`.
+//!
+//! The release that the rebuild is compared with has two planted differences. They must be found, at their places,
+//! and nothing else: so one rebuild shows both that the build is reproducible and that a difference would be seen.
+
+use crate::{Consent, setup, tools};
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::Value;
+use std::{
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+/// An ordinary user who owns nothing.
+const USER: &str = "65534";
+/// Place of the byte that is flipped in the firmware.
+const FLIPPED: usize = 0x1234;
+
+/// Options of `cargo xtask double-build`.
+#[derive(clap::Args)]
+pub(crate) struct Options {
+    #[command(flatten)]
+    consent: Consent,
+    /// Both profiles, kernels too: about an hour on two cores
+    #[arg(long)]
+    full: bool,
+}
+
+impl Options {
+    /// For `cargo xtask ci`.
+    pub(crate) fn of(consent: Consent, full: bool) -> Self {
+        Self { consent, full }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut steps = tools::Steps::default();
+    steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP, setup::FOR_TEST]))?;
+    steps.step("tools", tools::build_tools)?;
+    let release = steps.step("guest image", tools::build_release)?;
+    if options.full {
+        steps.step("second build, virtual", || second(&release, &[]))?;
+        let production = steps.step("production release", || tools::build_release_of("production"))?;
+        steps.step("second build, production", || second(&production, &[]))?;
+    } else {
+        steps.step("second build, virtual", || second(&release, &["--without", "kernel"]))?;
+        // The only other artefact of the production profile that takes a path of its own.
+        steps.step("production firmware, twice", || {
+            tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware", "--twice"]))
+        })?;
+    }
+    eprintln!("\nTime per step\n{}", steps.table());
+    Ok(())
+}
+
+/// Compares the release in `release` with a rebuild; `more` are further options of the rebuild.
+fn second(release: &Path, more: &[&str]) -> Result<()> {
+    let folder = tempfile::Builder::new().prefix("redoubt-double-build-").tempdir_in(tools::target())?;
+    let base = folder.path().canonicalize()?;
+    let planted = base.join("release");
+    let names = plant(release, &planted)?;
+    let varied = Varied::set_up(&base)?;
+    let mut words: Vec<String> =
+        ["image", "reproduce", "--json", "--vary", "--any-sources", "--no-mirrors", "--repository"]
+            .map(str::to_owned)
+            .into();
+    words.push(varied.checkout.display().to_string());
+    words.extend(more.iter().map(|word| (*word).to_owned()));
+    words.push(planted.join("manifest.json").display().to_string());
+    let output =
+        varied.command(&words)?.stderr(Stdio::inherit()).output().context("cannot start the rebuild")?;
+    let verdict: Value = serde_json::from_slice(&output.stdout).context("the rebuild gave no verdict")?;
+    ensure!(verdict["error"].is_null(), "the rebuild failed: {}", verdict["error"]["message"]);
+    ensure!(
+        output.status.code() == Some(1),
+        "planted differences must end with exit code 1, not {}",
+        output.status
+    );
+    judge(&verdict, &names)?;
+    eprintln!("equal but for the planted differences, which were found; varied: {}", varied.what.join(", "));
+    Ok(())
+}
+
+/// Names of the planted files.
+struct Names {
+    initrd: String,
+    firmware: String,
+}
+
+/// Copies a release, flips one byte of its firmware, appends one to its initrd, and adapts the manifest.
+fn plant(release: &Path, planted: &Path) -> Result<Names> {
+    std::fs::create_dir(planted)?;
+    for entry in std::fs::read_dir(release).with_context(|| format!("no release in {}", release.display()))? {
+        let entry = entry?;
+        std::fs::copy(entry.path(), planted.join(entry.file_name()))?;
+    }
+    let path = planted.join("manifest.json");
+    let mut manifest = std::fs::read_to_string(&path)?;
+    let value: Value = serde_json::from_str(&manifest)?;
+    let file = |name: &str| -> Result<(String, String, u64)> {
+        let file = &value["signed"]["guest"]["files"][name];
+        let text = |key: &str| file[key].as_str().map(str::to_owned).context("a file without a name or hash");
+        Ok((text("path")?, text("sha256")?, file["size"].as_u64().context("a file without a size")?))
+    };
+    let mut replace = |name: &str, change: &dyn Fn(&mut Vec<u8>)| -> Result<String> {
+        let (path, sha256, size) = file(name)?;
+        let mut content = std::fs::read(planted.join(&path))?;
+        change(&mut content);
+        std::fs::write(planted.join(&path), &content)?;
+        let output = tools::output(Command::new("sha256sum").arg(planted.join(&path)))?;
+        let now = output.split(' ').next().unwrap_or_default();
+        manifest = manifest
+            .replace(&sha256, now)
+            .replace(&format!("\"size\":{size}"), &format!("\"size\":{}", content.len()));
+        Ok(path)
+    };
+    let firmware = replace("firmware", &|content| content[FLIPPED] ^= 1)?;
+    let initrd = replace("initrd", &|content| content.push(0))?;
+    std::fs::write(&path, &manifest)?;
+    Ok(Names { initrd, firmware })
+}
+
+/// Exactly the planted differences, each at its place.
+fn judge(verdict: &Value, names: &Names) -> Result<()> {
+    let artefacts = verdict["artefacts"].as_array().context("no artefacts in the verdict")?;
+    let unequal: Vec<&Value> = artefacts.iter().filter(|artefact| artefact["equal"] != true).collect();
+    let wrong = || format!("not the planted differences alone: {:#}", Value::from(artefacts.clone()));
+    ensure!(unequal.len() == 2, wrong());
+    for artefact in unequal {
+        let name = artefact["name"].as_str().unwrap_or_default();
+        let [difference] = artefact["differences"].as_array().map(Vec::as_slice).unwrap_or_default() else {
+            bail!(wrong())
+        };
+        let place: Vec<&str> =
+            difference["place"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let bytes = &difference["what"]["bytes"];
+        let found = if name == names.firmware {
+            bytes["count"] == 1 && place == [name] && bytes["first"] == FLIPPED
+        } else {
+            name == names.initrd && bytes["count"] == 1 && place == [name, "behind the zstd frame"]
+        };
+        ensure!(found, wrong());
+    }
+    Ok(())
+}
+
+/// Surroundings unlike those of the first build.
+struct Varied {
+    base: PathBuf,
+    checkout: PathBuf,
+    what: Vec<&'static str>,
+}
+
+/// Runs in namespaces for mounts and host name, as root. Arguments: the folder, then the command.
+const AS_ANOTHER_USER: &str = r#"
+set -e
+base=$1; shift
+hostname elsewhere
+mkdir "$base/rustup" "$base/cargo"
+mount --bind "$RUSTUP_HOME" "$base/rustup"
+mount --bind "$CARGO_HOME" "$base/cargo"
+if [ -n "$DISORDERED" ]; then disorderfs --quiet --multi-user=yes --shuffle-dirents=yes "$base/files" "$base/another place"; fi
+chown -R "$OTHER_USER:$OTHER_USER" "$base/cache"
+setpriv --reuid "$OTHER_USER" --regid "$OTHER_USER" --clear-groups "$@"
+"#;
+
+impl Varied {
+    fn set_up(base: &Path) -> Result<Self> {
+        let mut what =
+            vec!["folder", "umask", "environment", "user, clock, jobs and locale in the build root"];
+        let root = tools::output(Command::new("id").arg("-u"))?.trim() == "0";
+        let disordered = root && Path::new("/dev/fuse").exists() && tools::on_path("disorderfs");
+        if root {
+            what.extend(["user", "host name"]);
+        }
+        let checkout = base.join("another place");
+        std::fs::create_dir(&checkout)?;
+        let files = if disordered {
+            what.push("order of files");
+            base.join("files")
+        } else {
+            checkout.clone()
+        };
+        copy_checkout(&files)?;
+        let store = base.join("cache/store");
+        std::fs::create_dir_all(&store)?;
+        for entry in std::fs::read_dir(cache()?.join("store"))? {
+            let entry = entry?;
+            if entry.file_type()?.is_file() {
+                std::fs::copy(entry.path(), store.join(entry.file_name()))?;
+            }
+        }
+        // Another user walks through it.
+        std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o755))?;
+        Ok(Self { base: base.to_owned(), checkout, what })
+    }
+
+    fn has(&self, what: &str) -> bool {
+        self.what.contains(&what)
+    }
+
+    /// The command with these arguments of `redoubt`, in these surroundings.
+    fn command(&self, words: &[String]) -> Result<Command> {
+        let program = self.base.join("redoubt");
+        std::fs::copy(tools::binary("redoubt"), &program)?;
+        let home = |name: &str, default: &str| {
+            let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
+            std::env::var_os(name).map_or_else(|| home.join(default), PathBuf::from)
+        };
+        let (rustup, cargo) = (home("RUSTUP_HOME", ".rustup"), home("CARGO_HOME", ".cargo"));
+        let inner = |rustup: &Path, cargo: &Path| {
+            let path = std::env::var("PATH").unwrap_or_default();
+            let variables = [
+                ("HOME", self.base.join("cache").display().to_string()),
+                ("PATH", format!("{}:{path}", cargo.join("bin").display())),
+                ("RUSTUP_HOME", rustup.display().to_string()),
+                ("CARGO_HOME", cargo.display().to_string()),
+                ("REDOUBT_CACHE", self.base.join("cache").display().to_string()),
+                ("LC_ALL", "C.UTF-8".to_owned()),
+                ("TZ", "America/St_Johns".to_owned()),
+                ("MAKEFLAGS", "-k".to_owned()),
+                ("CFLAGS", "-O0".to_owned()),
+                ("RUSTFLAGS", "-C opt-level=0".to_owned()),
+            ];
+            let mut line = vec!["env".to_owned(), "-i".to_owned()];
+            line.extend(variables.map(|(name, value)| format!("{name}={value}")));
+            line.extend(["sh", "-c", "umask 027; exec \"$@\"", "sh"].map(str::to_owned));
+            line.push(program.display().to_string());
+            line.extend(words.iter().cloned());
+            line
+        };
+        if !self.has("user") {
+            let line = inner(&rustup, &cargo);
+            let mut command = Command::new(&line[0]);
+            command.args(&line[1..]);
+            return Ok(command);
+        }
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--uts", "sh", "-c", AS_ANOTHER_USER, "sh"]).arg(&self.base);
+        command.args(inner(&self.base.join("rustup"), &self.base.join("cargo")));
+        command.env("OTHER_USER", USER).env("RUSTUP_HOME", rustup).env("CARGO_HOME", cargo);
+        command.env("DISORDERED", if self.has("order of files") { "1" } else { "" });
+        Ok(command)
+    }
+}
+
+/// The cache that the first build used.
+fn cache() -> Result<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    variable("REDOUBT_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|base| base.join("redoubt")))
+        .or_else(|| variable("HOME").map(|home| home.join(".cache/redoubt")))
+        .context("no place for the cache: set HOME, XDG_CACHE_HOME or REDOUBT_CACHE")
+}
+
+/// Copies what git knows of this checkout, as it is now.
+fn copy_checkout(to: &Path) -> Result<()> {
+    let listed = tools::output(tools::command("git").args([
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ]))?;
+    for name in listed.split('\0').filter(|name| !name.is_empty()) {
+        let (from, to) = (tools::repository().join(name), to.join(name));
+        if from.is_file() {
+            std::fs::create_dir_all(to.parent().context("a file without a folder")?)?;
+            std::fs::copy(&from, &to).with_context(|| format!("cannot copy {name}"))?;
+        }
+    }
+    Ok(())
+}
