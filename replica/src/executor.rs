@@ -275,6 +275,7 @@ impl Worker {
             self.certified.update(requests.chain(canisters));
             engine.publish();
         }
+        self.metrics.memory_lazy.store(engine.lazy_memory().into(), Ordering::Relaxed);
         let heap = engine.heap_status();
         self.metrics.heap_epoch.store(heap.epoch, Ordering::Relaxed);
         self.metrics.heap_used.store(heap.used, Ordering::Relaxed);

@@ -22,6 +22,8 @@ pub struct Metrics {
     pub heap_used: AtomicU64,
     /// Bytes that the heap may take on its medium.
     pub heap_capacity: AtomicU64,
+    /// 1 if canisters' memories are read page by page when touched, 0 if each as a whole.
+    pub memory_lazy: AtomicU64,
 }
 
 impl Metrics {
@@ -46,6 +48,12 @@ impl Metrics {
             ("replica_heap_epoch", "gauge", "Last commit of the heap.", &self.heap_epoch),
             ("replica_heap_used_bytes", "gauge", "Bytes that the heap takes on its medium.", &self.heap_used),
             ("replica_heap_capacity_bytes", "gauge", "Bytes that it may take.", &self.heap_capacity),
+            (
+                "replica_memory_lazy",
+                "gauge",
+                "1 if canisters' memories are read page by page when touched, 0 if each as a whole.",
+                &self.memory_lazy,
+            ),
         ];
         let mut text = String::new();
         for (name, kind, help, value) in rows {

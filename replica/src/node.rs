@@ -10,7 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use execution::{Engine, RunError, canister_id};
-use heap::{BarMedia, FileMedia, Heap, Media, MediaError};
+use heap::paged::{Heap, Key, OpenOptions as HeapOptions};
+use heap::{BarMedia, FileMedia, Media, MediaError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, oneshot};
 use zeroize::Zeroizing;
@@ -86,7 +87,7 @@ pub enum StartError {
     },
     /// The heap.
     #[error("the heap cannot be opened")]
-    Heap(#[from] heap::OpenError),
+    Heap(#[from] heap::paged::OpenError),
     /// The engine.
     #[error("the canisters cannot be loaded")]
     Engine(#[from] execution::OpenError),
@@ -145,13 +146,13 @@ impl Node {
         let (subnet_id, node_id) = (subnet_key.subnet_id(), node_key.node_id());
         let root_key_der = subnet_key.public_key_der();
 
-        let options = heap::OpenOptions { create: config.heap.create, ..heap::OpenOptions::default() };
-        let (heap, recovery) = Heap::open(media, &heap::Key::new(*secret.heap_key()?), &options)?;
+        let options = HeapOptions { create: config.heap.create, ..HeapOptions::default() };
+        let (heap, recovery) = Heap::open(media, &Key::new(*secret.heap_key()?), &options)?;
         tracing::info!(
             epoch = recovery.epoch,
             created = recovery.created,
             replayed = recovery.replayed,
-            torn_tail = recovery.torn_tail.is_some(),
+            torn_tail = recovery.torn_tail,
             "heap open; whether its medium was put back to an earlier state as a whole cannot be seen from here"
         );
         let engine = Engine::open(
@@ -328,9 +329,9 @@ fn random() -> [u8; 32] {
     bytes
 }
 
-/// The Internet Computer's limits, with memories that fit this machine: one canister's memory exists twice (the
-/// working copy and the committed image), and a message that exhausted the machine would be executed again after
-/// each restart.
+/// The Internet Computer's limits, with memories that fit this machine: what is touched of them, and what one message
+/// writes to stable memory, is in RAM, and a message that exhausted the machine would be executed again after each
+/// restart. Stable memory as such is on the medium.
 fn execution_limits() -> execution::Limits {
     let limits = execution::Limits::default();
     let Ok(machine) = nix::sys::sysinfo::sysinfo() else { return limits };
@@ -338,7 +339,6 @@ fn execution_limits() -> execution::Limits {
     execution::Limits {
         memory32_bytes: limits.memory32_bytes.min(most),
         memory64_bytes: limits.memory64_bytes.min(most),
-        stable_bytes: limits.stable_bytes.min(most),
         stable_change_bytes: limits.stable_change_bytes.min(most),
         ..limits
     }

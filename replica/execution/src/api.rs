@@ -6,6 +6,8 @@ use std::fmt;
 use candid::Principal;
 use serde::{Deserialize, Serialize};
 
+use crate::store::CommitError;
+
 /// Representation-independent hash of a request (Interface Specification, "Request ids").
 pub type RequestId = [u8; 32];
 
@@ -316,7 +318,7 @@ pub enum SubmitError {
     #[error(
         "message could not be made durable; free space on the heap's medium or check it, then send again"
     )]
-    Commit(#[source] heap::CommitError),
+    Commit(#[source] CommitError),
 }
 
 /// Why the engine cannot go on. Nothing that was not committed is visible.
@@ -324,7 +326,7 @@ pub enum SubmitError {
 pub enum RunError {
     /// Not even the failure of a message could be made durable.
     #[error("commit of a message failed twice; check the heap's medium, then restart the replica")]
-    Commit(#[source] heap::CommitError),
+    Commit(#[source] CommitError),
 }
 
 /// Why an engine could not start from a heap.

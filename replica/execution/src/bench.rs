@@ -4,9 +4,9 @@ use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use candid::Principal;
+use heap::paged::{Heap, Key, OpenOptions};
 
 use crate::api::{Config, IngressMessage, Limits, QueryMessage, QueryReply, canister_id};
 use crate::engine::Engine;
@@ -22,12 +22,15 @@ pub type Failure = Box<dyn std::error::Error>;
 /// A medium for a benchmark.
 pub type Medium = Box<dyn heap::Media>;
 
+/// Seconds on some clock that only goes forward.
+pub type Clock = fn() -> f64;
+
 const NOW: u64 = 1_700_000_000_000_000_000;
 
 fn engine(medium: Medium, plain: bool) -> Result<Engine, Failure> {
-    let options = heap::OpenOptions { create: true, ..heap::OpenOptions::default() };
-    let _ = plain;
-    let (heap, _) = heap::Heap::open(medium, &heap::Key::new([7; 32]), &options)?;
+    let options = OpenOptions { create: true, ..OpenOptions::default() };
+    let key = if plain { Key::plain() } else { Key::new([7; 32]) };
+    let (heap, _) = Heap::open(medium, &key, &options)?;
     let config = Config {
         subnet_id: Principal::self_authenticating([1; 32]),
         node_id: Principal::self_authenticating([2; 32]),
@@ -87,29 +90,36 @@ impl Node {
     }
 
     /// Seconds for one durable update call.
-    pub fn seconds_per_call(&mut self, method: &str, arg: &[u8], calls: u32) -> Result<f64, Failure> {
-        let start = Instant::now();
+    pub fn seconds_per_call(
+        &mut self,
+        clock: Clock,
+        method: &str,
+        arg: &[u8],
+        calls: u32,
+    ) -> Result<f64, Failure> {
+        let start = clock();
         for _ in 0..calls {
             self.call(method, arg)?;
         }
-        Ok(start.elapsed().as_secs_f64() / f64::from(calls))
+        Ok((clock() - start) / f64::from(calls))
     }
 
     /// Seconds for one durable run of `canister_global_timer`: program and heap, without the queue of ingress
     /// messages and the records of their status.
-    pub fn seconds_per_task(&mut self, calls: u32) -> Result<f64, Failure> {
-        let start = Instant::now();
+    pub fn seconds_per_task(&mut self, clock: Clock, calls: u32) -> Result<f64, Failure> {
+        let start = clock();
         for _ in 0..calls {
             let kept = self.engine.task(self.canister, crate::messages::TIMER);
             self.engine.commit(kept)?;
         }
-        Ok(start.elapsed().as_secs_f64() / f64::from(calls))
+        Ok((clock() - start) / f64::from(calls))
     }
 
     /// Seconds for one update call while other threads, which `place` puts where they may run, ask queries as fast
     /// as they can; and the number of queries that they had answered in the meantime.
     pub fn seconds_per_call_with_readers(
         &mut self,
+        clock: Clock,
         method: &str,
         query: &str,
         calls: u32,
@@ -142,12 +152,12 @@ impl Node {
                 std::thread::Builder::new().stack_size(8 << 20).spawn_scoped(scope, read)?;
             }
             let mut per_call = || {
-                let start = Instant::now();
+                let start = clock();
                 for _ in 0..calls {
                     self.call(method, &arg)?;
                     self.engine.publish();
                 }
-                Ok(start.elapsed().as_secs_f64() / f64::from(calls))
+                Ok((clock() - start) / f64::from(calls))
             };
             let seconds = per_call();
             done.store(true, Ordering::Relaxed);
@@ -184,19 +194,19 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Time of one call, of the marked program if `tracked`; what was marked is taken note of, as a commit would.
-    pub fn time(&mut self, tracked: bool, method: &str, arg: &[u8]) -> Result<Duration, Failure> {
+    /// Seconds for one call, of the marked program if `tracked`; what was marked is taken note of, as a commit would.
+    pub fn time(&mut self, clock: Clock, tracked: bool, method: &str, arg: &[u8]) -> Result<f64, Failure> {
         let (engine, canister) = (&mut self.node.engine, self.node.canister);
         let code = if tracked { &mut self.tracked } else { &mut self.plain };
         let entry = format!("canister_update {method}");
-        let start = Instant::now();
+        let start = clock();
         run(engine, code, canister, Mode::Update, Entry::Export(&entry), arg)?;
-        Ok(start.elapsed())
+        Ok(clock() - start)
     }
 
     /// Time of one call without anything around it but the entry into the program.
-    pub fn bare(&mut self, method: &str, calls: u32) -> Result<f64, Failure> {
-        Ok(self.plain.bare(&format!("canister_update {method}"), calls)?)
+    pub fn bare(&mut self, clock: Clock, method: &str, calls: u32) -> Result<f64, Failure> {
+        Ok(self.plain.bare(clock, &format!("canister_update {method}"), calls)?)
     }
 }
 
@@ -220,7 +230,7 @@ fn run(
 
 /// Seconds for taking back changes of this many pages, at random places of a memory of 256 MiB; and seconds for
 /// copying as many pages to such places.
-pub fn roll_back(pages: usize, rounds: usize) -> Result<(f64, f64), Failure> {
+pub fn roll_back(clock: Clock, pages: usize, rounds: usize) -> Result<(f64, f64), Failure> {
     const MEMORY: u64 = 65536;
     let current = Arc::new(std::sync::RwLock::new(None));
     let mut working = Working::new(&Loader::whole(), current, SpaceId(0))?;
@@ -239,18 +249,18 @@ pub fn roll_back(pages: usize, rounds: usize) -> Result<(f64, f64), Failure> {
         for page in &places {
             assert!(working.write_bytes(page * PAGE as u64 + 100, &[1; 8]), "inside");
         }
-        let start = Instant::now();
+        let start = clock();
         working.roll_back()?;
-        ours.push(start.elapsed().as_secs_f64());
+        ours.push(clock() - start);
         let places: Vec<u64> = (0..pages).map(|_| next()).collect();
         for page in &places {
             working.overwrite_for_bench(*page, &[7; 8]);
         }
-        let start = Instant::now();
+        let start = clock();
         for (page, copy) in places.iter().zip(&copies) {
             working.overwrite_for_bench(*page, black_box(&copy[..]));
         }
-        reference.push(start.elapsed().as_secs_f64());
+        reference.push(clock() - start);
     }
     Ok((median(&mut ours), median(&mut reference)))
 }

@@ -13,7 +13,7 @@ use crate::instance::{Code, Program, Wasm, cannot_start};
 use crate::messages::{HEARTBEAT, TIMER};
 use crate::query::Queries;
 use crate::state::{Canister, Lent, Message, Origin, Run, State, StatusRecord, Subnet, World};
-use crate::store::{Batch, CommitError, Heap, PAGE, Page, ReadError, Snapshot, SpaceId};
+use crate::store::{Batch, CommitError, Heap, PAGE, Page, ReadError, Snapshot, SpaceId, Status};
 use crate::working::{Current, Loader};
 
 /// Time between two heartbeats of a canister, in ns.
@@ -76,8 +76,7 @@ pub(crate) struct NewCode {
 impl Engine {
     /// Takes over a heap and what is on it: canisters, queues, statuses. Calls under way go on with
     /// [`run`](Self::run).
-    pub fn open(heap: heap::Heap, config: Config) -> Result<Self, OpenError> {
-        let heap = Heap::new(heap);
+    pub fn open(heap: Heap, config: Config) -> Result<Self, OpenError> {
         let Config {
             subnet_id, root_public_key_der, canister_range, randomness, limits, lazy_memory, ..
         } = config;
@@ -475,7 +474,7 @@ impl Engine {
     }
 
     /// Figures about the heap.
-    pub fn heap_status(&self) -> heap::Status {
+    pub fn heap_status(&self) -> Status {
         self.heap.status()
     }
 }

@@ -281,15 +281,20 @@ impl Code {
 
     /// Seconds for one call of an export that makes no system call.
     #[cfg(feature = "bench")]
-    pub(crate) fn bare(&mut self, export: &str, calls: u32) -> wasmtime::Result<f64> {
+    pub(crate) fn bare(
+        &mut self,
+        clock: crate::bench::Clock,
+        export: &str,
+        calls: u32,
+    ) -> wasmtime::Result<f64> {
         let live = self.live.as_mut().ok_or_else(|| wasmtime::Error::msg("there is no instance"))?;
         let function = live.instance.get_typed_func::<(), ()>(&mut live.store, export)?;
         live.store.set_fuel(u64::MAX)?;
-        let start = std::time::Instant::now();
+        let start = clock();
         for _ in 0..calls {
             function.call(&mut live.store, ())?;
         }
-        Ok(start.elapsed().as_secs_f64() / f64::from(calls))
+        Ok((clock() - start) / f64::from(calls))
     }
 
     /// Where the memory lies, and its length in bytes.

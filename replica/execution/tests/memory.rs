@@ -107,3 +107,24 @@ fn a_store_that_runs_into_the_next_page_is_committed_and_undone() {
         assert_eq!(numbers(&node.query(canister, "sum").unwrap()), [half, half, half, 128]);
     });
 }
+
+/// Whatever is damaged on the medium while the engine runs, a query is answered right or with a reject.
+#[test]
+fn damaged_pages_are_answered_with_a_reject() {
+    for lazy in [true, false] {
+        let mut node = Node::choosing(Limits::default(), 64 << 20, lazy);
+        let canister =
+            node.deploy_wat(&PAGES.replace("SIZE", "i64.extend_i32_u (memory.size)").replace("WIDTH", "i32"));
+        node.update(canister, "fill", vec![]).unwrap();
+        node.reopen();
+        // Everything behind the first megabyte, where little but pages of memory lies.
+        let spoil = |bytes: &mut [u8]| bytes[1 << 20..].iter_mut().for_each(|byte| *byte ^= 1);
+        node.media.with_bytes(spoil);
+        let reject = node.query(canister, "sum").unwrap_err();
+        assert!(reject.message.contains("damaged"), "{reject}");
+        node.media.with_bytes(spoil);
+        assert_eq!(numbers(&node.query(canister, "sum").unwrap()), [2048, 0, 0, 128]);
+        node.update(canister, "fill", vec![]).unwrap();
+        assert_eq!(numbers(&node.query(canister, "sum").unwrap())[0], 2 * 2048);
+    }
+}

@@ -63,6 +63,7 @@ impl Working {
     /// Memory without content.
     pub(crate) fn new(loader: &Loader, current: Current, space: SpaceId) -> io::Result<Self> {
         let (memory, cards) = (Mapping::reserve()?, Mapping::reserve()?);
+        cards.set_length(CARD_BYTES)?;
         let region = Arc::new(Region::new(memory.clone(), current, space));
         let loader = loader.clone();
         Ok(Self { memory, cards, region, loader, committed: 0, dirty: Vec::new(), undo: Vec::new() })
@@ -156,7 +157,6 @@ impl Working {
     /// A memory of this many pages, all touched and committed.
     #[cfg(feature = "bench")]
     pub(crate) fn make_for_bench(&mut self, pages: u64) -> io::Result<()> {
-        self.cards.set_length(CARD_BYTES)?;
         self.memory.set_length(pages as usize * PAGE)?;
         for page in 0..pages {
             self.memory.write(page, &[page as u8; PAGE]);

@@ -7,7 +7,8 @@ use execution::{
     Config, Engine, IngressMessage, IngressStatus, Limits, QueryMessage, QueryReply, Reject, RequestId,
     canister_id,
 };
-use heap::{Heap, Key, MemMedia, OpenOptions};
+use heap::MemMedia;
+use heap::paged::{Heap, Key, OpenOptions};
 use ic_management_canister_types::{
     CanisterIdRecord, CanisterInstallMode, InstallCodeArgs, UpgradeFlags, WasmMemoryPersistence,
 };
