@@ -2,6 +2,7 @@
 
 mod attest;
 mod boot;
+mod execution;
 mod table;
 
 use crate::Consent;
@@ -29,12 +30,15 @@ enum Name {
     Attest,
     /// Image size, time to the first answer, memory at idle
     Boot,
+    /// The heap, and execution on it
+    Heap,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let table = match options.name {
         Name::Attest => attest::measure()?,
         Name::Boot => boot::measure(options.consent, options.runs)?,
+        Name::Heap => execution::measure()?,
     };
     table.print(options.json)
 }

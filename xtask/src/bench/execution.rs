@@ -1,0 +1,37 @@
+//! Execution on the heap: marks, rollback, a durable update through the whole engine, queries beside it.
+
+use super::table::{Row, Table};
+use crate::tools;
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+/// What `cargo bench -p execution` prints.
+#[derive(Deserialize)]
+struct Measured {
+    rows: Vec<Figure>,
+    notes: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Figure {
+    figure: String,
+    unit: String,
+    ours: f64,
+    reference: f64,
+    target: f64,
+    of_ratio: bool,
+}
+
+/// Measures execution's part of the heap's figures.
+pub(crate) fn measure() -> Result<Table> {
+    tools::npm_packages()?;
+    let bench = ["bench", "--quiet", "--locked", "-p", "execution", "--features", "bench"];
+    let text = tools::output(tools::command("cargo").args(bench))?;
+    let measured: Measured = serde_json::from_str(&text).context("the benchmark of execution")?;
+    let rows = measured.rows.into_iter().map(|figure| {
+        let Figure { figure, unit, ours, reference, target, of_ratio } = figure;
+        let unit = if unit == "ms" { "ms" } else { "us" };
+        Row { figure, unit, ours, reference: Some(reference), target, of_ratio }
+    });
+    Ok(Table { rows: rows.collect(), notes: measured.notes })
+}
