@@ -6,6 +6,7 @@
 //! another, is an error when a policy is read, and a failure when one made in code is applied.
 
 mod check;
+mod machine;
 mod sound;
 mod value;
 
