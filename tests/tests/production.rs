@@ -13,10 +13,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 /// What must not be in them. Each is in the programs for virtual nodes, or this test could not fail.
-const TRACES: [(&str, &[u8]); 8] = [
+const TRACES: [(&str, &[u8]); 7] = [
     ("the simulation's root certificate", include_bytes!("../../simulated-psp/development/ark.der")),
     ("its intermediate certificate", include_bytes!("../../simulated-psp/development/ask.der")),
-    ("the private key of its root", include_bytes!("../../simulated-psp/development/ark.pkcs8.der")),
     ("the private key of its intermediate", include_bytes!("../../simulated-psp/development/ask.pkcs8.der")),
     ("the name of its root", b"SIM-ARK-NOT-AMD"),
     ("the name of its intermediate", b"SIM-ASK-NOT-AMD"),
