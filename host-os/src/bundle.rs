@@ -36,6 +36,12 @@ pub enum ReleaseError {
         /// Why.
         source: RootError,
     },
+    /// Anybody can sign with the development root's keys.
+    #[error(
+        "a {0} release is not judged by the development root, whose private keys are public; give the release's own \
+         with --root"
+    )]
+    DevelopmentRoot(Profile),
     /// The manifest is not approved by the root.
     #[error("the manifest {path} is refused")]
     Manifest {
@@ -113,6 +119,7 @@ impl ReleaseError {
         match self {
             Self::Unreadable { .. } => "release-unreadable",
             Self::Root { .. } => "root-refused",
+            Self::DevelopmentRoot(_) => "root-for-development",
             Self::Manifest { source, .. } => match source {
                 ManifestError::TooLong { .. } => "manifest-too-long",
                 ManifestError::NotJson(_) => "manifest-not-json",
@@ -154,13 +161,16 @@ pub enum RootSource {
 }
 
 impl RootSource {
-    /// Reads the root.
-    pub fn load(&self) -> Result<Root, ReleaseError> {
+    /// Reads the root that releases of this profile are judged by.
+    #[cfg_attr(not(feature = "virtual"), expect(unused_variables, reason = "there is no development root"))]
+    pub fn load(&self, profile: Profile) -> Result<Root, ReleaseError> {
         match self {
             Self::File(path) => {
                 let bytes = read(path)?;
                 Root::from_bytes(&bytes).map_err(|source| ReleaseError::Root { path: path.clone(), source })
             }
+            #[cfg(feature = "virtual")]
+            Self::Development if profile != Profile::Virtual => Err(ReleaseError::DevelopmentRoot(profile)),
             #[cfg(feature = "virtual")]
             Self::Development => release::development::root()
                 .map_err(|source| ReleaseError::Root { path: "(the development root)".into(), source }),

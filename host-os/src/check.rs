@@ -149,7 +149,7 @@ pub fn check(
     crate::hardware::check(options, node)?;
 
     progress("verifying the manifest's signatures");
-    let root = options.root.load()?;
+    let root = options.root.load(options.profile)?;
     let manifest = bundle::manifest(&options.manifest, &root, options.profile)?;
     progress("checking the release's files and recomputing the launch measurement");
     let release =

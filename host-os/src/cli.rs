@@ -308,7 +308,11 @@ pub fn exit_code(error: &AgentError) -> u8 {
     match error {
         AgentError::Check(CheckError::Hardware { .. } | CheckError::Processor(_)) => 3,
         AgentError::Check(CheckError::Release(error)) => match error {
-            R::Unreadable { .. } | R::Root { .. } | R::Manifest { .. } | R::Profile { .. } => 4,
+            R::Unreadable { .. }
+            | R::Root { .. }
+            | R::DevelopmentRoot(_)
+            | R::Manifest { .. }
+            | R::Profile { .. } => 4,
             R::File(_) => 5,
             R::Measurement(_)
             | R::Launch(_)

@@ -27,7 +27,7 @@ pub struct Plan {
 
 /// Checks the release and plans the launch.
 pub fn plan(options: &Options, node: &NodeDir) -> Result<Plan, CheckError> {
-    let root = options.root.load()?;
+    let root = options.root.load(options.profile)?;
     let manifest = bundle::manifest(&options.manifest, &root, options.profile)?;
     let files = ReleaseFiles::read(&options.manifest, manifest)?;
     let vcpu_type = options.vcpu_type.as_deref();
@@ -36,7 +36,7 @@ pub fn plan(options: &Options, node: &NodeDir) -> Result<Plan, CheckError> {
     let release = files.seal(vcpu_type, options.vcpus)?;
     let config = ConfigText::new(&virtual_guest())?;
     let mut notes = vec![
-        "a launch opens private copies of firmware, kernel and initrd, and channels of its own as descriptors 3 to 6"
+        "a launch opens private copies of firmware, kernel and initrd; the descriptors are those of its own channels"
             .to_owned(),
     ];
     let platform = match options.profile {

@@ -47,8 +47,9 @@ pub(crate) fn manifest_path(path: &std::path::Path) -> PathBuf {
 impl RootArgs {
     /// Verifies a manifest.
     pub(crate) fn approve(&self, path: &std::path::Path) -> Result<ApprovedManifest, Failure> {
-        let root = root_source(self.root.clone()).load()?;
-        Ok(bundle::manifest(path, &root, self.profile.profile())?)
+        let profile = self.profile.profile();
+        let root = root_source(self.root.clone()).load(profile)?;
+        Ok(bundle::manifest(path, &root, profile)?)
     }
 
     /// The same options as words of a command line, for the agent.

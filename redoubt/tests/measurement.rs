@@ -165,10 +165,27 @@ fn id_blocks_are_signed_and_launched() {
     let (exit, json) = redoubt(&sign);
     assert_eq!((exit, json["error"]["code"].as_str()), (1, Some("manifest-already-signed")), "{json}");
 
-    let (exit, json) = redoubt(&["release", "verify", release, "--profile", "production"]);
+    let verify = ["release", "verify", release, "--profile", "production"];
+    let (exit, json) = redoubt(&verify);
+    assert_eq!((exit, json["error"]["code"].as_str()), (1, Some("root-for-development")), "{json}");
+    let root = path(directory.path(), "root.json");
+    std::fs::write(&root, release::development::ROOT).unwrap();
+    let verify = [&verify[..], &["--root", &root]].concat();
+    let (exit, json) = redoubt(&verify);
     assert_eq!(exit, 0, "{json}");
     let node = path(directory.path(), "node");
-    let up = ["up", "--dry-run", "--release", release, "--profile", "production", "--node-dir", &node];
+    let up = [
+        "up",
+        "--dry-run",
+        "--release",
+        release,
+        "--root",
+        &root,
+        "--profile",
+        "production",
+        "--node-dir",
+        &node,
+    ];
     let (exit, json) = redoubt(&up);
     assert_eq!((exit, json["id_block"]["guest_svn"].as_u64()), (0, Some(1)), "{json}");
     assert_eq!(json["measurement"], entry(2).measurement.to_string());
@@ -183,7 +200,7 @@ fn id_blocks_are_signed_and_launched() {
     let other = if &text[at..=at] == "0" { "1" } else { "0" };
     text.replace_range(at..=at, other);
     std::fs::write(&blocks, text).unwrap();
-    for arguments in [&["release", "verify", release, "--profile", "production"][..], &up] {
+    for arguments in [&verify[..], &up] {
         let (exit, json) = redoubt(arguments);
         assert_eq!((exit, json["error"]["code"].as_str()), (1, Some("id-block-bad-signature")), "{json}");
     }

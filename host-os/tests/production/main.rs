@@ -101,6 +101,8 @@ impl Release {
             std::fs::write(self.path(name), content).unwrap();
         }
         let mut envelope = Envelope::new(self.manifest.clone()).unwrap();
+        // Named on purpose, as a production root is; the keys happen to be the development ones.
+        std::fs::write(self.path("root.json"), release::development::ROOT).unwrap();
         for key in &release::development::signing_keys().unwrap()[..2] {
             release::sign(&mut envelope, key).unwrap();
         }
@@ -133,7 +135,7 @@ impl Release {
     fn options(&self, vcpu_type: Option<&str>, vcpus: u32) -> Options {
         Options {
             manifest: self.path("manifest.json"),
-            root: RootSource::Development,
+            root: RootSource::File(self.path("root.json")),
             profile: Profile::Production,
             memory_mib: 1024,
             vcpus,
@@ -331,6 +333,16 @@ fn id_blocks_that_cannot_be_read_are_refused() {
     assert_eq!(release.refused(), "id-block-unreadable");
     std::fs::remove_file(release.path(ID_BLOCK_FILE)).unwrap();
     assert_eq!(release.refused(), "release-unreadable");
+}
+
+/// Whoever names no root gets the development root only for virtual nodes: its private keys are public.
+#[test]
+fn the_development_root_is_refused() {
+    let release = Release::new();
+    release.write(|_| {});
+    let options = Options { root: RootSource::Development, ..release.options(None, 2) };
+    let error = plan(&options, &NodeDir::at(release.path("node"))).unwrap_err();
+    assert_eq!(error.code(), "root-for-development");
 }
 
 /// A release for simulations is no release for processors, whoever signed it.

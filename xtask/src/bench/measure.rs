@@ -36,7 +36,16 @@ pub(crate) fn measure(table: &mut Table) -> Result<()> {
 
     let theirs = || {
         let mut command = Command::new(python.with_file_name("sev-snp-measure"));
-        command.args(["--mode", "snp", "--vcpus", "2", "--vcpu-type", "EPYC-v4", "--append", "panic=5 quiet"]);
+        command.args([
+            "--mode",
+            "snp",
+            "--vcpus",
+            "2",
+            "--vcpu-type",
+            "EPYC-v4",
+            "--append",
+            "panic=5 quiet",
+        ]);
         for (option, file) in [("--ovmf", "firmware"), ("--kernel", "kernel"), ("--initrd", "initrd")] {
             command.arg(option).arg(guest.path().join(file));
         }

@@ -2,7 +2,11 @@
 
 mod attest;
 mod boot;
+<<<<<<< Updated upstream
 mod execution;
+=======
+mod measure;
+>>>>>>> Stashed changes
 mod table;
 
 use crate::Consent;
@@ -26,7 +30,7 @@ pub(crate) struct Options {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Name {
-    /// Verifying a report, beside other verifiers
+    /// Verifying a report, beside other verifiers; the launch measurement, beside bare hashing
     Attest,
     /// Image size, time to the first answer, memory at idle
     Boot,
@@ -36,7 +40,11 @@ enum Name {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let table = match options.name {
-        Name::Attest => attest::measure()?,
+        Name::Attest => {
+            let mut table = attest::measure()?;
+            measure::measure(&mut table)?;
+            table
+        }
         Name::Boot => boot::measure(options.consent, options.runs)?,
         Name::Heap => execution::measure()?,
     };
