@@ -56,28 +56,25 @@ pub fn explain(before: &Release, now: &Release) -> Result<Explanation, ReleaseEr
         missing: Vec::new(),
     };
     let initrd = |release: &Release| release.manifest.guest.files.get(FileName::Initrd).path.clone();
-    let both =
-        |a: &str, b: &str, missing: &mut Vec<String>| -> Result<Option<(Vec<u8>, Vec<u8>)>, ReleaseError> {
-            match (before.file(a)?, now.file(b)?) {
-                (Some(a), Some(b)) => Ok(Some((a, b))),
-                _ => {
-                    missing.push(a.to_owned());
-                    Ok(None)
-                }
-            }
+    let both = |a: &str, b: &str, missing: &mut Vec<String>| -> Result<Option<[Vec<u8>; 2]>, ReleaseError> {
+        let (Some(before), Some(now)) = (before.file(a)?, now.file(b)?) else {
+            missing.push(a.to_owned());
+            return Ok(None);
         };
-    if let Some((a, b)) = both(names::LOCK, names::LOCK, &mut found.missing)? {
+        Ok(Some([before, now]))
+    };
+    if let Some([a, b]) = both(names::LOCK, names::LOCK, &mut found.missing)? {
         let lock = |bytes: &[u8]| Lock::parse(&String::from_utf8_lossy(bytes)).ok();
         match (lock(&a), lock(&b)) {
             (Some(a), Some(b)) => found.inputs = update::differences(&a, &b),
             _ => found.missing.push(format!("a readable {}", names::LOCK)),
         }
     }
-    if let Some((a, b)) = both(names::KERNEL_CONFIG, names::KERNEL_CONFIG, &mut found.missing)? {
+    if let Some([a, b]) = both(names::KERNEL_CONFIG, names::KERNEL_CONFIG, &mut found.missing)? {
         let symbols = |bytes: &[u8]| kernel::symbols(&String::from_utf8_lossy(bytes));
         found.kernel_options = changed(&symbols(&a), &symbols(&b), "n".to_owned());
     }
-    if let Some((a, b)) = both(&initrd(before), &initrd(now), &mut found.missing)? {
+    if let Some([a, b]) = both(&initrd(before), &initrd(now), &mut found.missing)? {
         let (a, b) = (entries(&a), entries(&b));
         let optional = |map: BTreeMap<String, Entry>| map.into_iter().map(|(k, v)| (k, Some(v))).collect();
         found.initrd = changed(&optional(a), &optional(b), None);

@@ -38,14 +38,16 @@ fn compile(workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf
     let rust = toolchain::open(&workshop.cache, &workshop.inputs.lock.rust)?;
     let crates = vendor::open(&workshop.cache, &workshop.repository)?;
     let target = &workshop.cargo_target;
-    // cargo sees a change of its sources and of rustc, but not of the C compiler and library.
-    let stamp = target.join("build-root");
-    if std::fs::read_to_string(&stamp).ok().as_deref() != Some(&workshop.root.key) {
+    // cargo sees a change of sources by their times and of rustc by its version. It does not see another C compiler or
+    // library, nor another checkout with older files at the same place in the sandbox.
+    let stamp = target.join("made-from");
+    let made_from = format!("{} {}", workshop.root.key, workshop.repository.display());
+    if std::fs::read_to_string(&stamp).ok().as_deref() != Some(&made_from) {
         if target.exists() {
             std::fs::remove_dir_all(target).with_context(|| format!("cannot empty {}", target.display()))?;
         }
         std::fs::create_dir_all(target).with_context(|| format!("cannot make {}", target.display()))?;
-        std::fs::write(&stamp, &workshop.root.key)?;
+        std::fs::write(&stamp, &made_from)?;
     }
     let step = Step::start(package, 0);
     step.say("compiling for the guest");

@@ -1,6 +1,8 @@
 //! What compilers see, and do not see, inside the build root. Needs the build root in the cache, where building any
 //! release puts it.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test says where it failed")]
+
 use image_build::{
     cache::Cache,
     fetch::Sources,

@@ -1,6 +1,8 @@
 //! The production firmware, as built: SEV-SNP can launch it with measured hashes of kernel, initrd and command line.
 //! Needs the firmware in the cache, where `redoubt image firmware` puts it.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test says where it failed")]
+
 use attestation::measurement::{FirmwareLayout, Launch, SectionKind};
 use image_build::{compare, fetch::Sources, firmware, recipe, workshop::Workshop};
 use release::{Digest, Profile};

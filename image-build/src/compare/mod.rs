@@ -161,7 +161,7 @@ fn bytes(release: &[u8], rebuild: &[u8]) -> What {
     let longer = release.len().max(rebuild.len());
     let unequal = || release.iter().zip(rebuild).enumerate().filter(|(_, (a, b))| a != b).map(|(at, _)| at);
     let first = unequal().next().unwrap_or(shorter);
-    let last = if longer > shorter { longer - 1 } else { unequal().last().unwrap_or(first) };
+    let last = if longer > shorter { longer - 1 } else { unequal().next_back().unwrap_or(first) };
     let count = unequal().count() + longer - shorter;
     What::Bytes { first, last, count, lengths: (release.len(), rebuild.len()) }
 }
