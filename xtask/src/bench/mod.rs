@@ -2,11 +2,8 @@
 
 mod attest;
 mod boot;
-<<<<<<< Updated upstream
 mod execution;
-=======
 mod measure;
->>>>>>> Stashed changes
 mod table;
 
 use crate::Consent;
