@@ -314,6 +314,76 @@ fn report(keep: &Path, name: &str, release: &[u8], rebuild: &[u8]) -> Result<Opt
 mod tests {
     use super::*;
 
+    /// A small release in a folder: SeaBIOS stands for firmware without SEV metadata, any bytes do.
+    fn release(folder: &Path, forge: impl Fn(&mut Manifest)) -> Release {
+        let contents =
+            [("vmlinuz", &b"kernel"[..]), ("initrd.zst", b"initrd"), ("firmware.bin", &[0x55; 4096])];
+        for (name, content) in contents {
+            std::fs::write(folder.join(name), content).unwrap();
+        }
+        let [kernel, initrd, firmware] =
+            contents.map(|(name, content)| release::File::describe(name, content));
+        let mut guest = release::Guest {
+            files: release::Files { kernel, initrd, firmware },
+            command_line: "quiet".into(),
+            vcpu_type: "EPYC-v4".into(),
+            policy: 0x30000,
+            guest_features: 1,
+            id_block: None,
+            measurements: Vec::new(),
+        };
+        let machines = [("EPYC-v4".to_owned(), 1), ("EPYC-v4".to_owned(), 2)];
+        guest.measurements = guest::measure(&guest, contents.map(|(_, content)| content), &machines).unwrap();
+        let (version, profile) = ("1".to_owned(), release::Profile::Virtual);
+        let mut manifest = Manifest { version, security_epoch: 1, profile, guest, inputs: BTreeMap::new() };
+        forge(&mut manifest);
+        std::fs::write(folder.join(names::MANIFEST), Envelope::new(manifest).unwrap().to_bytes()).unwrap();
+        Release::read(folder).unwrap()
+    }
+
+    #[test]
+    fn an_authentic_download_is_verified_without_building() {
+        let folder = tempfile::tempdir().unwrap();
+        let verdict = verify_only(&release(folder.path(), |_| {})).unwrap();
+        assert!(verdict.equal && verdict.artefacts.len() == 3, "{verdict:?}");
+    }
+
+    #[test]
+    fn a_changed_cut_or_missing_file_and_a_forged_measurement_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let unequal = |verdict: &Verdict| -> Vec<String> {
+            assert!(!verdict.equal);
+            verdict.artefacts.iter().filter(|a| !a.equal).map(|a| a.name.clone()).collect()
+        };
+        let forged = verify_only(&release(folder.path(), |manifest| {
+            manifest.guest.measurements[1].measurement.0[0] ^= 1;
+        }))
+        .unwrap();
+        assert!(unequal(&forged).is_empty());
+        assert!(forged.manifest[0].starts_with("measurement of EPYC-v4 x 2: "), "{forged:?}");
+        let command_line = verify_only(&release(folder.path(), |m| m.guest.command_line += " x")).unwrap();
+        assert_eq!(command_line.manifest.len(), 2, "{command_line:?}");
+
+        let authentic = release(folder.path(), |_| {});
+        std::fs::write(folder.path().join("vmlinuz"), b"kerneL").unwrap();
+        std::fs::write(folder.path().join("initrd.zst"), b"init").unwrap();
+        std::fs::remove_file(folder.path().join("firmware.bin")).unwrap();
+        let verdict = verify_only(&authentic).unwrap();
+        assert_eq!(unequal(&verdict), ["vmlinuz", "initrd.zst", "firmware.bin"]);
+        assert!(verdict.artefacts[2].note.as_deref().is_some_and(|note| note.contains("download")));
+    }
+
+    #[test]
+    fn a_checkout_of_other_sources_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let other = release(folder.path(), |manifest| {
+            manifest.inputs.insert(input_names::COMMIT.to_owned(), "0".repeat(40));
+        });
+        let refused = require_same_sources(&other, folder.path()).unwrap_err();
+        assert_eq!(refused.code(), "other-sources");
+        assert!(refused.to_string().contains(&"0".repeat(40)), "{refused}");
+    }
+
     #[test]
     fn leaves_of_a_manifest_that_differ_are_named() {
         let a = serde_json::json!({ "x": { "y": 1, "z": [1, 2] }, "same": true });

@@ -33,5 +33,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         return Ok(());
     }
     test::run(&test::Options::of(options.consent))?;
-    double_build::run(&double_build::Options::of(options.consent, options.full))
+    if options.full {
+        double_build::run(&double_build::Options::of(options.consent, true))?;
+    }
+    Ok(())
 }
