@@ -3,18 +3,18 @@
 
 use libc::{
     AF_INET, AF_INET6, AF_UNIX, CLONE_NEWCGROUP, CLONE_NEWIPC, CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWPID,
-    CLONE_NEWUSER, CLONE_NEWUTS, FIONBIO, FIONREAD, PR_SET_NAME, SYS_accept4, SYS_arch_prctl, SYS_bind,
-    SYS_brk, SYS_clock_getres, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_close, SYS_connect,
-    SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_wait, SYS_eventfd2, SYS_execve, SYS_exit,
-    SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_fstatfs, SYS_futex, SYS_getegid, SYS_geteuid, SYS_getgid,
-    SYS_getpeername, SYS_getpid, SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid, SYS_getuid,
-    SYS_ioctl, SYS_listen, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap, SYS_munmap,
-    SYS_newfstatat, SYS_openat, SYS_pipe2, SYS_pkey_alloc, SYS_pkey_free, SYS_pkey_mprotect, SYS_poll,
-    SYS_prctl, SYS_pread64, SYS_prlimit64, SYS_read, SYS_readlink, SYS_readlinkat, SYS_readv, SYS_recvfrom,
-    SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    CLONE_NEWUSER, CLONE_NEWUTS, FIONBIO, FIONREAD, O_CLOEXEC, PR_SET_NAME, SYS_accept4, SYS_arch_prctl,
+    SYS_bind, SYS_brk, SYS_clock_getres, SYS_clock_gettime, SYS_clock_nanosleep, SYS_clone, SYS_close,
+    SYS_connect, SYS_epoll_create1, SYS_epoll_ctl, SYS_epoll_pwait, SYS_epoll_wait, SYS_eventfd2, SYS_execve,
+    SYS_exit, SYS_exit_group, SYS_fcntl, SYS_fstat, SYS_fstatfs, SYS_futex, SYS_getegid, SYS_geteuid,
+    SYS_getgid, SYS_getpeername, SYS_getpid, SYS_getrandom, SYS_getsockname, SYS_getsockopt, SYS_gettid,
+    SYS_getuid, SYS_ioctl, SYS_listen, SYS_lseek, SYS_madvise, SYS_mmap, SYS_mprotect, SYS_mremap,
+    SYS_munmap, SYS_newfstatat, SYS_openat, SYS_pipe2, SYS_pkey_alloc, SYS_pkey_free, SYS_pkey_mprotect,
+    SYS_poll, SYS_prctl, SYS_pread64, SYS_prlimit64, SYS_read, SYS_readlink, SYS_readlinkat, SYS_readv,
+    SYS_recvfrom, SYS_restart_syscall, SYS_rseq, SYS_rt_sigaction, SYS_rt_sigprocmask, SYS_rt_sigreturn,
     SYS_sched_getaffinity, SYS_sched_yield, SYS_sendto, SYS_set_robust_list, SYS_set_tid_address,
     SYS_setsockopt, SYS_shutdown, SYS_sigaltstack, SYS_socket, SYS_socketpair, SYS_statx, SYS_sysinfo,
-    SYS_tgkill, SYS_uname, SYS_write, SYS_writev, TCGETS,
+    SYS_tgkill, SYS_uname, SYS_userfaultfd, SYS_write, SYS_writev, TCGETS,
 };
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
@@ -46,6 +46,23 @@ const fn number(constant: i32) -> u64 {
     constant as u64
 }
 
+/// linux/userfaultfd.h: faults of user mode only.
+const UFFD_USER_MODE_ONLY: u64 = 1;
+
+/// Requests of ioctl: for sockets and terminals, and the ones of a userfaultfd (linux/userfaultfd.h) to start, to
+/// register and unregister a range, to wake, to fill pages, to fill them with zeros.
+const IOCTLS: &[u64] = &[
+    FIONBIO,
+    FIONREAD,
+    TCGETS,
+    0xc018_aa3f,
+    0xc020_aa00,
+    0x8010_aa01,
+    0x8010_aa02,
+    0xc028_aa03,
+    0xc020_aa04,
+];
+
 /// Groups of system calls, each with the reason why the replica needs them.
 const ALLOWED: &[(&str, &[(i64, Only)])] = &[
     (
@@ -58,6 +75,11 @@ const ALLOWED: &[(&str, &[(i64, Only)])] = &[
             (SYS_mremap, Any),
             (SYS_munmap, Any),
         ],
+    ),
+    (
+        "memories of canisters are read page by page when touched: faults of the replica's own code only, since \
+         those of the kernel could be held up to win races in it (ioctls below)",
+        &[(SYS_userfaultfd, Argument(0, &[O_CLOEXEC as u64 | UFFD_USER_MODE_ONLY]))],
     ),
     (
         "memory protection keys of wasmtime's pooling allocator",
@@ -101,7 +123,7 @@ const ALLOWED: &[(&str, &[(i64, Only)])] = &[
             (SYS_fcntl, Any),
             (SYS_fstat, Any),
             (SYS_fstatfs, Any),
-            (SYS_ioctl, Argument(1, &[FIONBIO, FIONREAD, TCGETS])),
+            (SYS_ioctl, Argument(1, IOCTLS)),
             (SYS_lseek, Any),
             (SYS_newfstatat, Any),
             (SYS_openat, Any),
@@ -216,7 +238,6 @@ mod tests {
             (libc::SYS_bpf, "runs code in the kernel"),
             (libc::SYS_perf_event_open, "side channels, large attack surface"),
             (libc::SYS_io_uring_setup, "works around this filter"),
-            (libc::SYS_userfaultfd, "wins races in the kernel"),
             (libc::SYS_mount, "changes what others see"),
             (libc::SYS_unshare, "opens code of the kernel that only root should reach"),
             (libc::SYS_setns, "opens code of the kernel that only root should reach"),
@@ -235,8 +256,13 @@ mod tests {
 
     /// Applies the filter to a thread of this test and tries both sides of each kind of rule.
     #[test]
+    #[allow(unsafe_code, reason = "a system call that no library has")]
     fn the_kernel_enforces_the_list() {
         let program = filter().unwrap();
+        // SAFETY: makes a descriptor or fails, and touches no memory.
+        let faults = |flags: u64| unsafe { libc::syscall(SYS_userfaultfd, flags) };
+        // Not every kernel has it.
+        let offered = faults(O_CLOEXEC as u64 | UFFD_USER_MODE_ONLY) >= 0;
         std::thread::spawn(move || {
             seccompiler::apply_filter(&program).unwrap();
             use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -245,6 +271,9 @@ mod tests {
             assert_eq!(open(AddressFamily::Packet), Err(nix::Error::ENOSYS));
             assert!(std::net::TcpListener::bind("127.0.0.1:0").is_ok());
             assert_eq!(nix::unistd::getsid(None), Err(nix::Error::ENOSYS));
+            assert_eq!(faults(O_CLOEXEC as u64), -1, "faults of the kernel may not be served");
+            assert_eq!(std::io::Error::last_os_error().raw_os_error(), Some(libc::ENOSYS));
+            assert_eq!(faults(O_CLOEXEC as u64 | UFFD_USER_MODE_ONLY) >= 0, offered);
             assert_eq!(nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS), Err(nix::Error::ENOSYS));
             // Threads and memory still work.
             assert_eq!(std::thread::spawn(|| vec![1_u8; 1 << 20].len()).join().unwrap(), 1 << 20);
