@@ -233,8 +233,10 @@ fn run(
 pub fn roll_back(clock: Clock, pages: usize, rounds: usize) -> Result<(f64, f64), Failure> {
     const MEMORY: u64 = 65536;
     let current = Arc::new(std::sync::RwLock::new(None));
-    let mut working = Working::new(&Loader::whole(), current, SpaceId(0))?;
+    let mut working = Working::new(&Loader::whole(), current.clone(), SpaceId(0))?;
     working.make_for_bench(MEMORY)?;
+    let mut other = Working::new(&Loader::whole(), current, SpaceId(0))?;
+    other.make_for_bench(MEMORY)?;
     let mut random = 88_172_645_463_325_252u64;
     let mut next = || {
         random ^= random << 13;
@@ -254,11 +256,11 @@ pub fn roll_back(clock: Clock, pages: usize, rounds: usize) -> Result<(f64, f64)
         ours.push(clock() - start);
         let places: Vec<u64> = (0..pages).map(|_| next()).collect();
         for page in &places {
-            working.overwrite_for_bench(*page, &[7; 8]);
+            other.overwrite_for_bench(*page, &[7; 8]);
         }
         let start = clock();
         for (page, copy) in places.iter().zip(&copies) {
-            working.overwrite_for_bench(*page, black_box(&copy[..]));
+            other.overwrite_for_bench(*page, black_box(&copy[..]));
         }
         reference.push(clock() - start);
     }
