@@ -36,7 +36,8 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
                 held.push((heap.snapshot(), model.clone()));
             }
             1 if !held.is_empty() => {
-                let (snapshot, model): (_, Model) = held.swap_remove(random.below(held.len() as u64) as usize);
+                let (snapshot, model): (_, Model) =
+                    held.swap_remove(random.below(held.len() as u64) as usize);
                 assert_eq!(Model::of(&snapshot), model, "seed {seed}: a held snapshot");
             }
             2 => heap.checkpoint().unwrap(),

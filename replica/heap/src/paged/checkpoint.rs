@@ -129,7 +129,12 @@ impl Heap {
 
     /// All nodes are written: the list of free slots, a fence, and the superblock.
     fn finish_checkpoint(&mut self, checkpoint: &Checkpoint) -> Result<(), WriteError> {
-        let root = |tree: &Tree| tree.root.stored().map(|root| (tree.height, root)).ok_or(WriteError::Fault("a checkpoint with unwritten nodes"));
+        let root = |tree: &Tree| {
+            tree.root
+                .stored()
+                .map(|root| (tree.height, root))
+                .ok_or(WriteError::Fault("a checkpoint with unwritten nodes"))
+        };
         let Writer { store, slots, nonces, .. } = &mut self.writer;
         let oldest = store.pins.oldest();
         let (free, listed) = slots.write_list(store, nonces, checkpoint.number, oldest)?;

@@ -301,8 +301,7 @@ impl Heap {
         if needed > capacity {
             return Err(CommitError::TooLarge { needed, capacity });
         }
-        let needed =
-            |heap: &Self| estimate.pages + estimate.index + heap.owed + heap.reserve(estimate.frees);
+        let needed = |heap: &Self| estimate.pages + estimate.index + heap.owed + heap.reserve(estimate.frees);
         let fits = |heap: &Self| {
             heap.log.fits(&geometry, estimate.payload) && heap.writer.slots.available() >= needed(heap)
         };

@@ -59,7 +59,7 @@ pub(crate) fn set(
         return Ok(None);
     }
     while !covers(tree.height, page) || tree.height == 0 {
-        if tree.height > 0 {
+        if !matches!(tree.root, Child::None) {
             let mut children = vec![Child::None; FAN];
             children[0] = std::mem::take(&mut tree.root);
             tree.root = writer.make(Body::Inner(children))?;

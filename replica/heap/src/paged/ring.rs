@@ -14,8 +14,10 @@ const TAG: usize = 16;
 /// The tag of the frame before stands before the header while a frame is sealed.
 const BEFORE: usize = TAG;
 const MAGIC: [u8; 4] = *b"RHL2";
-/// Payload at which a frame is closed.
-const PAYLOAD: usize = 256 << 10;
+/// Payload at which a frame is closed: a quarter of the ring, at most 256 KiB.
+fn most_payload(geometry: &Geometry) -> usize {
+    (geometry.ring / 4).min(256 << 10) as usize
+}
 
 /// A place in the log: all that is needed to write or read the next frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,7 +63,7 @@ impl Log {
         payload: &[u8],
     ) -> Result<u64, WriteError> {
         let before = self.head.at;
-        let mut parts = payload.chunks(PAYLOAD).peekable();
+        let mut parts = payload.chunks(most_payload(&store.geometry)).peekable();
         let mut part: &[u8] = parts.next().unwrap_or_default();
         loop {
             let last = parts.peek().is_none();
@@ -116,8 +118,8 @@ fn frame_length(geometry: &Geometry, payload: usize) -> u64 {
 /// Most bytes of ring that a record takes: each frame may leave a gap of less than its own length at the end of
 /// the ring, which happens once; beside that the smallest record always finds room.
 pub(crate) fn needed(geometry: &Geometry, payload: usize) -> u64 {
-    let frames = payload.div_ceil(PAYLOAD).max(1);
-    let largest = frame_length(geometry, payload.min(PAYLOAD));
+    let frames = payload.div_ceil(most_payload(geometry)).max(1);
+    let largest = frame_length(geometry, payload.min(most_payload(geometry)));
     largest * (frames as u64 + 1) + 2 * frame_length(geometry, 0)
 }
 
@@ -169,7 +171,10 @@ fn read_at(
     let Some(header) = Header::parse(&bytes[BEFORE..]) else { return Ok(Err(false)) };
     let length = u64::from(header.length);
     // A frame left from an earlier round of the ring is no remainder of a commit.
-    if header.number != place.number || length > room - (HEADER + TAG) as u64 || length > PAYLOAD as u64 {
+    if header.number != place.number
+        || length > room - (HEADER + TAG) as u64
+        || length > most_payload(geometry) as u64
+    {
         return Ok(Err(false));
     }
     let length = header.length as usize;

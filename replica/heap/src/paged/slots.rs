@@ -50,6 +50,8 @@ pub(crate) struct Slots {
     limbo: VecDeque<Waiting>,
     /// Given up since the last moment that snapshots can see.
     fresh_limbo: Vec<(u32, u64)>,
+    /// Slots of nodes made since the last checkpoint began: neither it nor the log names them.
+    reserved: Vec<u32>,
     /// Blocks of the list that the next superblock will not name; no snapshot reads them.
     old_blocks: Vec<(u32, u64)>,
     /// List blocks of the last checkpoint that hold what is in RAM.
@@ -73,6 +75,7 @@ impl Slots {
             taken: HashSet::new(),
             limbo: VecDeque::new(),
             fresh_limbo: Vec::new(),
+            reserved: Vec::new(),
             old_blocks: Vec::new(),
             scratch_blocks: Vec::new(),
             moment: 0,
@@ -199,7 +202,9 @@ impl Slots {
         }
         // All slots for the list are taken first, since that may read from the chain.
         let mut blocks = Vec::new();
-        while blocks.len() < (self.waiting() as usize + self.free.len()).div_ceil(LISTED) + 2 {
+        while blocks.len()
+            < (self.waiting() as usize + self.free.len() + self.reserved.len()).div_ceil(LISTED) + 2
+        {
             blocks.push(self.take(store)?);
         }
         // What has waited long enough, and what RAM need not keep, goes to the chain for good.
@@ -224,10 +229,17 @@ impl Slots {
         let waiting = waiting.chain(self.fresh_limbo.iter().chain(&self.old_blocks).copied());
         let mut volatile: Vec<u32> =
             waiting.filter(|(_, freezes)| *freezes < freeze).map(|(slot, _)| slot).collect();
-        let count = (volatile.len() + self.free.len() + blocks.len()).div_ceil(LISTED);
-        self.scratch_blocks = blocks.split_off(blocks.len().checked_sub(count).ok_or(WriteError::Fault("too few blocks for the list of free slots"))?);
+        let count = volatile.len() + self.free.len() + blocks.len() + self.reserved.len();
+        let count = count.div_ceil(LISTED);
+        self.scratch_blocks = blocks.split_off(
+            blocks
+                .len()
+                .checked_sub(count)
+                .ok_or(WriteError::Fault("too few blocks for the list of free slots"))?,
+        );
         self.free.append(&mut blocks);
         volatile.extend(&self.free);
+        volatile.extend(&self.reserved);
         for (slot, part) in self.scratch_blocks.iter().zip(volatile.chunks(LISTED)) {
             chain = write_list_block(store, nonces, *slot, chain, part)?;
             listed += part.len() as u64;
@@ -245,7 +257,15 @@ impl Slots {
     /// Begins a checkpoint; its number.
     pub(crate) fn freeze(&mut self) -> u64 {
         self.freezes += 1;
+        self.reserved.clear();
         self.freezes
+    }
+
+    /// Takes a slot for an index node.
+    pub(crate) fn take_for_node(&mut self, store: &Store) -> Result<u32, WriteError> {
+        let slot = self.take(store)?;
+        self.reserved.push(slot);
+        Ok(slot)
     }
 }
 

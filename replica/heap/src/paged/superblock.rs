@@ -151,15 +151,18 @@ impl Copy {
             }
             return Superblock::decode(bytes).map_or(Self::Damaged, Self::Valid);
         }
-        let words = |bytes: &[u8]| bytes.chunks(8).map(<[u8]>::to_vec).collect::<Vec<_>>();
-        let torn =
-            words(&magic).iter().zip(words(&MAGIC)).all(|(found, ours)| *found == ours || *found == [0; 8]);
         match id {
-            _ if !torn => Self::Foreign,
-            Some(id) if magic == MAGIC && id != key.id() => Self::OtherKey(id),
+            _ if !torn(&magic, &MAGIC) => Self::Foreign,
+            Some(id) if magic == MAGIC && !torn(&id.0, &key.id().0) => Self::OtherKey(id),
             _ => Self::Damaged,
         }
     }
+}
+
+/// Whether bytes may be what a torn write of `ours` left on a blank medium: each 8-byte word whole or zero.
+fn torn(found: &[u8], ours: &[u8]) -> bool {
+    std::iter::zip(found.chunks(8), ours.chunks(8))
+        .all(|(found, ours)| found == ours || found.iter().all(|byte| *byte == 0))
 }
 
 /// The watermark says that all commits up to an epoch have been durable. It is written after the fence that

@@ -85,7 +85,7 @@ impl Writer {
 
     /// Makes a node.
     pub(crate) fn make(&mut self, body: Body) -> Result<Child, WriteError> {
-        let slot = self.slots.take(&self.store)?;
+        let slot = self.slots.take_for_node(&self.store)?;
         self.dirty += 1;
         let (born, stored) = (self.slots.freezes, OnceLock::new());
         Ok(Child::Ram(Arc::new(Node { slot, born, stored, body })))
@@ -110,7 +110,7 @@ impl Writer {
         let Child::Ram(node) = child else { return Err(WriteError::Fault("a node that is not its own")) };
         let shared = self.shares.get(&self.store, node.slot)? > 0;
         if shared || node.born < self.slots.freezes {
-            let slot = self.slots.take(&self.store)?;
+            let slot = self.slots.take_for_node(&self.store)?;
             if shared {
                 self.shares.change(&self.store, node.slot, -1)?;
                 for below in slots_below(&node.body) {
