@@ -30,6 +30,10 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
             commits += 1;
             assert_eq!(Model::of(&heap.snapshot()), model, "seed {seed}");
         }
+        if std::env::var("HEAP_AUDIT").is_ok() {
+            let audit = heap.audit().unwrap();
+            assert_eq!((&audit.lost[..], &audit.damaged[..]), (&[][..], &[][..]), "seed {seed}: {ops:?}");
+        }
         match random.below(16) {
             0 => {
                 heap.flush().unwrap();
@@ -51,12 +55,20 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
                 let (again, recovery) = opened.unwrap_or_else(|error| panic!("seed {seed}: {error:?}"));
                 assert_eq!((recovery.epoch, recovery.torn_tail, recovery.created), (epoch, false, false));
                 heap = again;
+                let audit = heap.audit().unwrap();
+                assert_eq!(
+                    (&audit.lost[..], &audit.damaged[..]),
+                    (&[][..], &[][..]),
+                    "seed {seed}: after open"
+                );
                 assert_eq!(Model::of(&heap.snapshot()), model, "seed {seed}: after open");
             }
             _ => {}
         }
     }
     heap.flush().unwrap();
+    let audit = heap.audit().unwrap();
+    assert_eq!((&audit.lost[..], &audit.damaged[..]), (&[][..], &[][..]), "seed {seed}: at the end");
     assert_eq!(Model::of(&heap.snapshot()), model);
     for (snapshot, model) in held {
         assert_eq!(Model::of(&snapshot), model, "seed {seed}: a held snapshot");

@@ -77,6 +77,20 @@ fn scan_below(
     }
 }
 
+/// Slots of all nodes of a catalog.
+pub(crate) fn nodes(store: &Store, tree: &Tree, out: &mut Vec<u32>) -> Result<(), ReadError> {
+    out.extend(tree.root.slot());
+    if tree.height > 1
+        && let Some(node) = node(store, &tree.root, kind(tree.height))?
+        && let Body::Branch(entries) = &node.body
+    {
+        for (_, child) in entries {
+            nodes(store, &Tree { height: tree.height - 1, root: child.clone() }, out)?;
+        }
+    }
+    Ok(())
+}
+
 /// Sets a value and gives the earlier one.
 pub(crate) fn insert(
     writer: &mut Writer,

@@ -136,8 +136,7 @@ impl Heap {
                 .ok_or(WriteError::Fault("a checkpoint with unwritten nodes"))
         };
         let Writer { store, slots, nonces, .. } = &mut self.writer;
-        let oldest = store.pins.oldest();
-        let (free, listed) = slots.write_list(store, nonces, checkpoint.number, oldest)?;
+        let (free, listed) = slots.write_list(store, nonces, checkpoint.number)?;
         let superblock = Superblock {
             length: store.media.len(),
             generation: self.superblock.generation + 1,

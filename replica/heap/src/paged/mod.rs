@@ -1,6 +1,7 @@
 //! The persistent heap as pages on a medium: sealed, written once each, found through an index that lies on the
 //! medium too. Format and reasons: `docs/HEAP.md`.
 
+mod audit;
 mod batch;
 mod block;
 mod catalog;
@@ -22,6 +23,7 @@ mod store;
 mod superblock;
 mod writer;
 
+pub use audit::{Audit, Owner};
 pub use batch::{Batch, InvalidBatch, MAX_KEY, MAX_PAGES, MAX_SPACE, MAX_VALUE, PAGE, Page, SpaceId};
 pub use block::MIN_MEDIA;
 pub use error::{CommitError, OpenError, ReadError};

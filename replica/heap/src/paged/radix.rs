@@ -196,16 +196,23 @@ fn below(writer: &mut Writer, root: &Arc<Node>, height: u8) -> Result<Vec<Tree>,
     }
 }
 
-/// Calls `visit` with every node and every page reference of a stored tree; what cannot be read is given as error.
-pub(crate) fn walk(store: &Store, tree: &Tree, visit: &mut dyn FnMut(Result<Ref, (u32, ReadError)>)) {
+/// Calls `visit` with every node and every page reference of a tree, `unwritten` with the slots of nodes that are
+/// not written yet; what cannot be read is given as error.
+pub(crate) fn walk(
+    store: &Store,
+    tree: &Tree,
+    visit: &mut dyn FnMut(Result<Ref, (u32, ReadError)>),
+    unwritten: &mut dyn FnMut(u32),
+) {
     let Some(slot) = tree.root.slot() else { return };
     let root = match node(store, &tree.root, kind(tree.height)) {
         Ok(Some(root)) => root,
         Ok(None) => return,
         Err(error) => return visit(Err((slot, error))),
     };
-    if let Some(reference) = tree.root.stored() {
-        visit(Ok(reference));
+    match tree.root.stored() {
+        Some(reference) => visit(Ok(reference)),
+        None => unwritten(slot),
     }
     match &root.body {
         Body::Pages(references) => {
@@ -213,7 +220,7 @@ pub(crate) fn walk(store: &Store, tree: &Tree, visit: &mut dyn FnMut(Result<Ref,
         }
         Body::Inner(children) => {
             for child in children {
-                walk(store, &Tree { height: tree.height - 1, root: child.clone() }, visit);
+                walk(store, &Tree { height: tree.height - 1, root: child.clone() }, visit, unwritten);
             }
         }
         _ => {}

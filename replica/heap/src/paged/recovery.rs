@@ -118,7 +118,8 @@ impl Heap {
         let store = Arc::new(Store::new(media, geometry, found.sealer, superblock.epoch));
         let mut heap = assemble(store, key, superblock, Log::new(found.end, superblock.log.at))?;
         let references = found.commits.iter().flatten().flat_map(Change::references);
-        heap.writer.slots.take_logged(references.map(Ref::slot));
+        let Writer { store, slots, .. } = &mut heap.writer;
+        slots.take_logged(store, references.map(Ref::slot))?;
         for (epoch, changes) in (superblock.epoch + 1..).zip(&found.commits) {
             heap.apply(epoch, changes)?;
         }

@@ -45,8 +45,6 @@ pub(crate) struct Slots {
     free: Vec<u32>,
     chain: Ref,
     listed: u64,
-    /// Slots in the chain that the log has taken since.
-    taken: HashSet<u32>,
     limbo: VecDeque<Waiting>,
     /// Given up since the last moment that snapshots can see.
     fresh_limbo: Vec<(u32, u64)>,
@@ -72,7 +70,6 @@ impl Slots {
             free: Vec::new(),
             chain: list.chain,
             listed: list.listed,
-            taken: HashSet::new(),
             limbo: VecDeque::new(),
             fresh_limbo: Vec::new(),
             reserved: Vec::new(),
@@ -84,26 +81,31 @@ impl Slots {
         }
     }
 
-    /// Takes out the slots that records in the log name; before anything else is taken.
-    pub(crate) fn take_logged(&mut self, slots: impl Iterator<Item = u32>) {
+    /// Takes out the slots that records in the log name; before anything else is taken. They stand in the first
+    /// blocks of the chain, whose slots were the next to be taken.
+    pub(crate) fn take_logged(
+        &mut self,
+        store: &Store,
+        slots: impl Iterator<Item = u32>,
+    ) -> Result<(), WriteError> {
         if mutants::on(Mutant::TailSlotsFreeAgain) {
-            return;
+            return Ok(());
         }
-        self.taken.extend(slots);
-        let fresh = self.taken.iter().max().map_or(self.fresh, |highest| self.fresh.max(highest + 1));
+        let mut taken: HashSet<u32> = slots.collect();
+        let fresh = taken.iter().max().map_or(self.fresh, |highest| self.fresh.max(highest + 1));
         // What lies between was reserved and never became part of a commit.
-        for slot in self.fresh..fresh {
-            if !self.taken.remove(&slot) {
-                self.free.push(slot);
-            }
-        }
+        self.free.extend((self.fresh..fresh).filter(|slot| !taken.remove(slot)));
         self.fresh = fresh.min(self.total + 1);
+        while !taken.is_empty() && !self.chain.is_none() {
+            self.unchain(store)?;
+            self.free.retain(|slot| !taken.remove(slot));
+        }
+        Ok(())
     }
 
     /// Slots that can be taken now.
     pub(crate) fn available(&self) -> u64 {
-        let chained = self.listed.saturating_sub(self.taken.len() as u64);
-        self.free.len() as u64 + chained + u64::from(self.total + 1 - self.fresh)
+        self.free.len() as u64 + self.listed + u64::from(self.total + 1 - self.fresh)
     }
 
     /// Slots that will become free with the next checkpoints.
@@ -145,8 +147,8 @@ impl Slots {
             || ReadError::Malformed { offset: store.geometry.offset(self.chain.slot()).unwrap_or_default() };
         let (next, listed) = decode_list(&block).ok_or_else(malformed)?;
         self.listed = self.listed.saturating_sub(listed.len() as u64);
-        let (taken, total) = (&mut self.taken, self.total);
-        self.free.extend(listed.into_iter().filter(|slot| !taken.remove(slot) && *slot <= total));
+        let total = self.total;
+        self.free.extend(listed.into_iter().filter(|slot| *slot <= total));
         let consumed = std::mem::replace(&mut self.chain, next);
         // The durable superblock still names it; the next one, even if its checkpoint has begun, will not.
         self.old_blocks.push((consumed.slot(), self.durable));
@@ -195,7 +197,6 @@ impl Slots {
         store: &Store,
         nonces: &mut Nonces,
         freeze: u64,
-        oldest: Option<u64>,
     ) -> Result<(FreeList, Listed), WriteError> {
         for block in std::mem::take(&mut self.scratch_blocks) {
             self.old_blocks.push((block, self.durable));
@@ -207,16 +208,9 @@ impl Slots {
         {
             blocks.push(self.take(store)?);
         }
-        // What has waited long enough, and what RAM need not keep, goes to the chain for good.
-        let mut spilled = Vec::new();
-        while let Some(first) = self.limbo.front()
-            && first.freezes < freeze
-            && oldest.is_none_or(|oldest| oldest >= first.moment)
-        {
-            spilled.push(first.slot);
-            self.limbo.pop_front();
-        }
-        spilled.extend(self.free.drain(..self.free.len().saturating_sub(KEPT)));
+        // What RAM need not keep goes to the chain for good, in full blocks.
+        let excess = self.free.len().saturating_sub(KEPT) / LISTED * LISTED;
+        let spilled: Vec<u32> = self.free.drain(..excess).collect();
         let (mut chain, mut listed) = (self.chain, self.listed);
         for part in spilled.chunks(LISTED) {
             let slot = blocks.pop().ok_or(WriteError::Fault("too few blocks for the list of free slots"))?;
@@ -224,7 +218,7 @@ impl Slots {
             listed += part.len() as u64;
         }
         let below = Listed { chain, listed };
-        // On top, only for the next start: what RAM keeps, and what waits for snapshots.
+        // On top, only for the next start: what RAM keeps, and what waits for this checkpoint or snapshots.
         let waiting = self.limbo.iter().map(|waiting| (waiting.slot, waiting.freezes));
         let waiting = waiting.chain(self.fresh_limbo.iter().chain(&self.old_blocks).copied());
         let mut volatile: Vec<u32> =
@@ -252,6 +246,31 @@ impl Slots {
         self.durable = freeze;
         self.chain = listed.chain;
         self.listed = listed.listed;
+    }
+
+    /// All slots that were ever used.
+    pub(crate) fn used_so_far(&self) -> std::ops::Range<u32> {
+        1..self.fresh
+    }
+
+    /// Adds the slots that are free, that wait, or that hold the list.
+    pub(crate) fn account(&self, store: &Store, known: &mut HashSet<u32>) -> Result<(), ReadError> {
+        known.extend(&self.free);
+        known.extend(&self.scratch_blocks);
+        known.extend(self.limbo.iter().map(|waiting| waiting.slot));
+        known.extend(self.fresh_limbo.iter().chain(&self.old_blocks).map(|(slot, _)| slot));
+        let mut next = self.chain;
+        while let Some(block) = next.some() {
+            known.insert(block.slot());
+            let mut bytes = [0; PAGE];
+            store.read(&block, &mut bytes)?;
+            let malformed =
+                ReadError::Malformed { offset: store.geometry.offset(block.slot()).unwrap_or_default() };
+            let (below, listed) = decode_list(&bytes).ok_or(malformed)?;
+            known.extend(listed);
+            next = below;
+        }
+        Ok(())
     }
 
     /// Begins a checkpoint; its number.
