@@ -9,6 +9,7 @@
 //! | [`check`], [`bundle`], [`hardware`], [`platform`], [`accel`] | what must be true before anything is launched |
 //! | [`dry_run`] | what would be launched, for people to read |
 //! | [`node`], [`console`] | files of the node |
+//! | [`pid1`] | PID 1 of the host's image: mounts, the verified root, the agent's process |
 //! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
 //! | [`attest`], `tls`, `gateway` | evidence of the guest, and the way to it |
 //! | [`agent`], [`http`], [`cli`] | the loop that joins them, its status port, its command line |
@@ -32,6 +33,7 @@ pub mod http;
 pub mod launch;
 pub mod machine;
 pub mod node;
+pub mod pid1;
 pub mod platform;
 #[cfg(feature = "virtual")]
 mod psp;

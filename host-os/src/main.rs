@@ -17,6 +17,10 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if std::process::id() == 1 {
+        // The kernel gives PID 1 what it does not understand of its command line; it is read from /proc.
+        host_os::pid1::run();
+    }
     let Command::Run(args) = Cli::parse().command;
     ExitCode::from(host_os::cli::run(&args))
 }

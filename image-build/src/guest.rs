@@ -89,7 +89,7 @@ pub fn contents_without(workshop: &Workshop, profile: Profile, without: &[FileNa
     for artefact in FileName::ALL.into_iter().filter(|name| !without.contains(name)) {
         match artefact {
             FileName::Kernel => {
-                let kernel = kernel::build(workshop, &recipe)?;
+                let kernel = kernel::build(workshop, &recipe.kernel)?;
                 add(names::KERNEL, &kernel.image)?;
                 add(names::KERNEL_CONFIG, &kernel.config)?;
             }
@@ -249,7 +249,7 @@ fn initrd(workshop: &Workshop, programs: &programs::Programs) -> Result<PathBuf>
 }
 
 /// Keeps the file, and its time, when its content is right already; otherwise replaces it whole.
-fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
+pub(crate) fn write_if_changed(path: &Path, content: &[u8]) -> Result<()> {
     if std::fs::read(path).is_ok_and(|present| present == content) {
         return Ok(());
     }

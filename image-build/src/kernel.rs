@@ -5,7 +5,7 @@ use crate::{
     cache::Key,
     deb,
     lock::LINUX_SOURCE,
-    recipe::{self, Recipe},
+    recipe::{self, Kernel},
     sandbox::Sandbox,
     step::Step,
     workshop::Workshop,
@@ -44,10 +44,10 @@ pub struct Built {
     pub config: PathBuf,
 }
 
-/// Builds the kernel of a recipe, or takes it from the cache.
-pub fn build(workshop: &Workshop, recipe: &Recipe) -> Result<Built> {
+/// Builds a kernel, or takes it from the cache.
+pub fn build(workshop: &Workshop, kernel: &Kernel) -> Result<Built> {
     let mut lists = String::new();
-    for fragment in &recipe.kernel.fragments {
+    for fragment in &kernel.fragments {
         let path = recipe::folder(&workshop.repository).join("kernel").join(fragment);
         lists +=
             &std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -56,7 +56,7 @@ pub fn build(workshop: &Workshop, recipe: &Recipe) -> Result<Built> {
     let key = Key::default()
         .with("source", source.sha256.as_bytes())
         .with("options", &lists)
-        .with("accepted", format!("{:?}", recipe.kernel.accepted_differences))
+        .with("accepted", format!("{:?}", kernel.accepted_differences))
         .with("build-root", &workshop.root.key)
         .with("method", METHOD);
     let step = Step::start("kernel", EXPECTED_LINES);
@@ -74,7 +74,7 @@ pub fn build(workshop: &Workshop, recipe: &Recipe) -> Result<Built> {
         let tarball = input.join("linux.tar.xz");
         deb::member(&package, TARBALL, |from| std::io::copy(from, &mut std::fs::File::create(&tarball)?))?;
         let sandbox = workshop.sandbox().read(&input, "/in").write(&source, "/src").write(&objects, "/out");
-        let accepted = &recipe.kernel.accepted_differences;
+        let accepted = &kernel.accepted_differences;
         make(fixed(sandbox).directory("/src"), &objects, dir, &lists, accepted, &step)?;
         work.close().context("cannot remove the kernel's intermediate files")
     })?;

@@ -15,6 +15,7 @@ pub mod explain;
 pub mod fetch;
 pub mod firmware;
 pub mod guest;
+pub mod host;
 pub mod inputs;
 pub mod kernel;
 pub mod lock;

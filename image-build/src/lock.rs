@@ -11,6 +11,14 @@ use std::{
 pub const FILE: &str = "inputs.lock";
 /// Group of the packages that are unpacked into the build root.
 pub const BUILD_ROOT: &str = "build-root";
+/// Group of the packages out of which the host's root is made.
+pub const HOST_ROOT: &str = "host-root";
+/// Group of the packages that are unpacked into the root of tools that pack images.
+pub const IMAGE_TOOLS: &str = "image-tools";
+/// Group of the stub of unified kernel images.
+pub const UEFI_STUB: &str = "uefi-stub";
+/// Group of the firmware of virtual machines that boot the host.
+pub const UEFI: &str = "uefi";
 /// Group of the kernel's source.
 pub const LINUX_SOURCE: &str = "linux-source";
 /// Group of the virtual profile's firmware.
@@ -229,7 +237,7 @@ pub(crate) mod tests {
     #[test]
     fn the_lock_of_this_repository_holds_what_the_recipes_need() {
         let lock = Lock::read(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
-        for group in [BUILD_ROOT, LINUX_SOURCE, SEABIOS, EDK2] {
+        for group in [BUILD_ROOT, HOST_ROOT, IMAGE_TOOLS, LINUX_SOURCE, SEABIOS, EDK2, UEFI_STUB, UEFI] {
             lock.group(group).unwrap();
         }
         let toolchain = include_str!("../../rust-toolchain.toml");

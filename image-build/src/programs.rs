@@ -33,6 +33,13 @@ pub fn build_for_tests(workshop: &Workshop, recipe: &Recipe) -> Result<PathBuf> 
     )
 }
 
+/// Builds the host's agent, statically linked; returns its path.
+pub fn host_os(workshop: &Workshop, features: &[String]) -> Result<PathBuf> {
+    let features = features.join(",");
+    let parts = ["--bin", "host-os", "--no-default-features", "--features", &features];
+    Ok(compile(workshop, "host-os", &parts)?.join("host-os"))
+}
+
 /// Compiles parts of one package for the guest; returns the folder with the programs.
 fn compile(workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf> {
     let rust = toolchain::open(&workshop.cache, &workshop.inputs.lock.rust)?;

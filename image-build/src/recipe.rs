@@ -92,7 +92,11 @@ pub struct Requests {
     /// Debian release.
     pub release: String,
     /// Packages of the build root.
-    pub build_root: BuildRootRequest,
+    pub build_root: RootRequest,
+    /// Packages out of which the host's root is made.
+    pub host_root: RootRequest,
+    /// Packages with the tools that pack images.
+    pub image_tools: RootRequest,
     /// Group to package.
     pub packages: BTreeMap<String, String>,
     /// Group to source package.
@@ -101,10 +105,10 @@ pub struct Requests {
     pub rust: RustRequest,
 }
 
-/// Packages of the build root.
+/// Packages of a root.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct BuildRootRequest {
+pub struct RootRequest {
     /// Their names; what they depend on follows.
     pub packages: Vec<String>,
 }

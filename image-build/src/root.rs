@@ -44,17 +44,22 @@ pub struct BuildRoot {
 
 /// The build root of the lock, unpacked if it is not in the cache.
 pub fn open(cache: &Cache, inputs: &Inputs) -> Result<BuildRoot> {
-    let packages = inputs.lock.group(lock::BUILD_ROOT)?;
+    of_group(cache, inputs, lock::BUILD_ROOT)
+}
+
+/// The root that the packages of a group make, unpacked if it is not in the cache.
+pub fn of_group(cache: &Cache, inputs: &Inputs, group: &str) -> Result<BuildRoot> {
+    let packages = inputs.lock.group(group)?;
     let mut key = Key::default().with("method", METHOD);
     for package in &packages {
         key = key.with(&package.name, package.sha256.as_bytes());
     }
     let name = key.clone().finish();
-    let path = cache.entry("build-root", key, |dir| {
-        let step = Step::start("inputs of the build root", packages.len() as u64);
+    let path = cache.entry(group, key, |dir| {
+        let step = Step::start(&format!("inputs of the {group}"), packages.len() as u64);
         let files = fetch::all(&inputs.store, &packages, &inputs.sources, &step)?;
         step.done("in the store");
-        let step = Step::start("build root", files.len() as u64);
+        let step = Step::start(group, files.len() as u64);
         for file in &files {
             deb::unpack(file, dir, |path| !LEFT_OUT.iter().any(|left_out| path.starts_with(left_out)))?;
             step.tick();

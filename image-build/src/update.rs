@@ -128,8 +128,12 @@ pub fn update(
     let index = Index::update(&requests.release, &apt::mirrors()?, keyring)?;
     step.say("resolving");
     let mut packages: Vec<(&str, Package)> = Vec::new();
-    for package in index.resolve(&requests.build_root.packages)? {
-        packages.push((lock::BUILD_ROOT, package));
+    for (group, root) in [
+        (lock::BUILD_ROOT, &requests.build_root),
+        (lock::HOST_ROOT, &requests.host_root),
+        (lock::IMAGE_TOOLS, &requests.image_tools),
+    ] {
+        packages.extend(index.resolve(&root.packages)?.into_iter().map(|package| (group, package)));
     }
     for (group, name) in &requests.packages {
         packages.push((group, index.newest(name)?));

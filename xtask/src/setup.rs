@@ -35,6 +35,11 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("cpio", &["cpio"], "oracle for the initrd"),
     &need("disorderfs", &["disorderfs"], "shuffles files for the double build"),
     &need("openssl", &["openssl"], "oracle for TLS"),
+    &need("fsck.fat", &["dosfstools"], "oracle for the boot partition"),
+    &need("mcopy", &["mtools"], "oracle for the boot partition"),
+    &need("sbverify", &["sbsigntool"], "oracle for Secure Boot signatures"),
+    &need("sfdisk", &["fdisk"], "oracle for the partition table"),
+    &need("veritysetup", &["cryptsetup-bin"], "oracle for hash trees"),
     // The interpreter alone is not enough: Debian keeps what a virtual environment needs in another package.
     &need("/usr/share/doc/python3-venv", &["python3-venv"], "oracle for launch measurements"),
 ];

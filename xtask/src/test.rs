@@ -31,6 +31,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("tools", tools::build_tools)?;
     let production = steps.step("production programs", tools::build_production)?;
     let release = steps.step("guest image", tools::build_release)?;
+    let host = steps.step("host image", || tools::build_host(&release))?;
     steps.step("production firmware", || {
         tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware"]))
     })?;
@@ -43,6 +44,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .args(["test", "--locked", "--workspace", "--features", VIRTUAL, "--"])
                 .args(&options.rest)
                 .env("REDOUBT_RELEASE", &release)
+                .env("REDOUBT_HOST_IMAGE", &host)
                 .env("REDOUBT_TEST_PYTHON", &python)
                 .env("REDOUBT_BIN", tools::target().join("debug"))
                 .env("REDOUBT_PRODUCTION_BIN", &production)

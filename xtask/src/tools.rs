@@ -114,6 +114,18 @@ pub(crate) fn build_production() -> Result<PathBuf> {
     Ok(place.join("debug"))
 }
 
+/// Builds the image of the virtual profile's host with this guest release; returns its directory.
+pub(crate) fn build_host(release: &Path) -> Result<PathBuf> {
+    let out = target().join("host-images/virtual");
+    let mut build = command(binary("redoubt"));
+    run(build
+        .args(["image", "build-host", "--profile", "virtual", "--guest"])
+        .arg(release.join("manifest.json"))
+        .arg("--out")
+        .arg(&out))?;
+    Ok(out)
+}
+
 /// Builds the release of the virtual profile; returns its directory.
 pub(crate) fn build_release() -> Result<PathBuf> {
     build_release_of("virtual")

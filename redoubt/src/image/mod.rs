@@ -1,5 +1,6 @@
 //! `redoubt image`: building releases from locked inputs, and holding a release against its sources.
 
+mod host;
 mod reproduce;
 
 use crate::output::{Failure, Reply};
@@ -23,6 +24,8 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Image {
     /// Build the guest release of a profile: kernel, initrd, firmware, manifest
     Build(Build),
+    /// Build the image of the machine itself: kernel, verified root, unified kernel image, disk
+    BuildHost(host::BuildHost),
     /// Build the firmware of the production profile alone: OvmfPkg/AmdSev
     Firmware(FirmwareArgs),
     /// Bring all locked inputs into the store, or write them into a directory
@@ -157,6 +160,7 @@ pub(crate) fn failure(error: anyhow::Error) -> Failure {
 pub(crate) fn run(args: &Image) -> Result<Reply, Failure> {
     match args {
         Image::Build(args) => build(args),
+        Image::BuildHost(args) => host::build(args),
         Image::Firmware(args) => firmware(args).map_err(failure),
         Image::Fetch(args) => fetch(args).map_err(failure),
         Image::UpdateInputs(args) => update_inputs(args).map_err(failure),

@@ -1,0 +1,170 @@
+//! PID 1 of the host: mounts, says whether the root is the one that was signed, starts the agent and keeps it running.
+//!
+//! The kernel has verified each block of the root that was read so far, against the root hash in the signed command line.
+//! Here every other block is read too, so that damage shows at boot and not on the day when the block is needed. The kernel
+//! itself stops the machine at the first block that is wrong.
+
+mod command_line;
+mod loopback;
+mod mounts;
+mod verity;
+
+use command_line::CommandLine;
+use nix::{
+    errno::Errno,
+    sys::{
+        reboot::{RebootMode, reboot},
+        wait::{WaitStatus, waitpid},
+    },
+    time::{ClockId, clock_gettime},
+    unistd::Pid,
+};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read, Write},
+    path::Path,
+    process::{Child, Command},
+    time::{Duration, Instant},
+};
+
+/// The agent is this program.
+const PROGRAM: &str = "/proc/self/exe";
+/// Where a guest release is mounted.
+const GUEST: &str = "/guest";
+/// The partition that holds it.
+const GUEST_SLOT: &str = "guest-a";
+/// The manifest in it.
+const MANIFEST: &str = "/guest/manifest.json";
+/// What the node keeps.
+const NODE: &str = "/run/node";
+/// Pauses before the agent is started again: the first, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// An agent that ran this long starts again with the first pause.
+const STABLE: Duration = Duration::from_secs(300);
+/// Time to let the console drain.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+/// The host cannot start.
+#[derive(Debug, thiserror::Error)]
+enum BootError {
+    #[error(transparent)]
+    Mount(#[from] mounts::MountError),
+    #[error(transparent)]
+    CommandLine(#[from] command_line::CommandLineError),
+    #[error(transparent)]
+    Verity(#[from] verity::VerityError),
+    #[error("cannot read {path}: {source}; the kernel lacks it or the disk fails")]
+    Read { path: String, source: io::Error },
+    #[error("the loopback interface does not come up: {0}; the agent serves on it")]
+    Loopback(#[source] io::Error),
+}
+
+/// Writes one line with the time since boot. A console that does not work is no reason to stop.
+fn say(message: impl fmt::Display) {
+    let time = clock_gettime(ClockId::CLOCK_BOOTTIME).map(Duration::from).unwrap_or_default();
+    // One write, so that lines of several processes do not mix.
+    let line = format!("[{:5}.{:03}] host-os: {message}\n", time.as_secs(), time.subsec_millis());
+    let _ = io::stderr().write_all(line.as_bytes());
+}
+
+/// Runs as PID 1. A host that cannot start says why, and restarts.
+pub fn run() -> ! {
+    // Without this the kernel would panic because its init died, and the reason would drown.
+    std::panic::set_hook(Box::new(|panic| {
+        restart(&format!("PANIC, this is a bug, please report it: {panic}"));
+    }));
+    match boot() {
+        Ok(line) => watch(&line),
+        Err(error) => restart(&error.to_string()),
+    }
+}
+
+fn restart(reason: &str) -> ! {
+    say(format_args!("the host cannot start: {reason}"));
+    say("restarting the machine");
+    nix::unistd::sync();
+    std::thread::sleep(LAST_WORDS);
+    // Fails only without the privilege; then the end of PID 1 makes the kernel panic and, with panic=, restart.
+    let _ = reboot(RebootMode::RB_AUTOBOOT);
+    std::process::exit(1)
+}
+
+fn boot() -> Result<CommandLine, BootError> {
+    mounts::mount_all()?;
+    let line = CommandLine::parse(&read("/proc/cmdline")?)?;
+    say(format_args!("host of profile {}, {}", line.profile, read("/proc/version")?.trim_end()));
+    say(format_args!("Secure Boot: {}", secure_boot()));
+    let started = Instant::now();
+    let blocks = verity::check(&line.verity)?;
+    say(format_args!(
+        "root verified: {blocks} blocks, root hash {}, {:.1} s",
+        line.verity.root_hash,
+        started.elapsed().as_secs_f64()
+    ));
+    loopback::switch_on().map_err(BootError::Loopback)?;
+    match mounts::mount_slot(GUEST_SLOT, Path::new(GUEST)) {
+        Ok(()) => say(format_args!("guest slot a: mounted, {MANIFEST}")),
+        Err(error) => say(format_args!("guest slot a: {error}")),
+    }
+    Ok(line)
+}
+
+fn read(path: &str) -> Result<String, BootError> {
+    std::fs::read_to_string(path).map_err(|source| BootError::Read { path: path.to_owned(), source })
+}
+
+/// What the firmware says: four bytes of attributes, then the value (UEFI specification, 3.3).
+fn secure_boot() -> &'static str {
+    let mut value = Vec::new();
+    let path = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
+    match File::open(path).and_then(|file| file.take(16).read_to_end(&mut value)) {
+        Ok(5) if value[4] == 1 => "on",
+        Ok(5) => "OFF: this machine starts whatever is on its disk; switch it on in the firmware",
+        _ => "unknown: the firmware does not say",
+    }
+}
+
+/// Keeps the agent running, and reaps what is left behind by it.
+fn watch(line: &CommandLine) -> ! {
+    let mut pause = PAUSES.0;
+    loop {
+        let started = Instant::now();
+        match start_agent(line) {
+            Ok(agent) => {
+                say(format_args!("agent started as process {}", agent.id()));
+                say(format_args!("agent {}", wait_for(&agent)));
+            }
+            Err(error) => say(format_args!("the agent does not start: {error}")),
+        }
+        pause = if started.elapsed() >= STABLE { PAUSES.0 } else { pause };
+        say(format_args!("the agent starts again in {} s", pause.as_secs()));
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}
+
+fn start_agent(line: &CommandLine) -> io::Result<Child> {
+    Command::new(PROGRAM)
+        .args(["run", "--node-dir", NODE, "--release", MANIFEST, "--profile", &line.profile])
+        .env_clear()
+        .env("PATH", "/usr/bin")
+        .current_dir("/")
+        .spawn()
+}
+
+/// Reaps children until the agent ends; says how it ended.
+fn wait_for(agent: &Child) -> String {
+    loop {
+        match waitpid(None::<Pid>, None) {
+            Ok(WaitStatus::Exited(pid, code)) if pid.as_raw().unsigned_abs() == agent.id() => {
+                return format!("ended with code {code}");
+            }
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw().unsigned_abs() == agent.id() => {
+                return format!("was ended by {signal}");
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return format!("cannot be watched: {errno}"),
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! What lies in the host's root file system: the files that the recipe names, the libraries that they need, and our
+//! agent. Nothing else gets in, so there is no shell, no interpreter, no package manager, and no file with a setuid bit.
+
+use crate::{deb, lock::Input};
+use anyhow::{Context, Result, bail};
+use object::{
+    LittleEndian,
+    elf::{DT_NEEDED, FileHeader64},
+    read::elf::{Dyn, FileHeader, ProgramHeader},
+};
+use release::Digest;
+use std::{
+    collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+};
+
+/// Where the packages' libraries are, and where the loader looks for them.
+const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
+/// The loader in its package, and where programs name it.
+const LOADER: (&str, &str) = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2");
+/// The agent, PID 1.
+pub const AGENT: &str = "usr/bin/host-os";
+/// Folders on which something is mounted, or that PID 1 fills.
+const MOUNT_POINTS: &[&str] = &["dev", "guest", "proc", "run", "sys", "tmp"];
+
+/// Where a file comes from.
+#[derive(Debug, Clone, Copy)]
+pub enum Origin<'a> {
+    /// A package of the distribution.
+    Package(&'a Input),
+    /// This repository.
+    Ours,
+}
+
+/// One file of the root.
+#[derive(Debug)]
+pub struct File<'a> {
+    /// Where it comes from.
+    pub origin: Origin<'a>,
+    /// SHA-256 of its content.
+    pub sha256: Digest,
+    /// Length in bytes.
+    pub size: u64,
+    /// Whether it may be executed.
+    pub executable: bool,
+}
+
+/// The files of a root, by path without a leading slash.
+pub type Files<'a> = BTreeMap<String, File<'a>>;
+
+/// Lays out the root in `root`. `packages` are unpacked, one by one, below `work`; `named` are the paths that the recipe
+/// asks for.
+pub fn lay_out<'a>(
+    packages: &[(&'a Input, PathBuf)],
+    named: impl IntoIterator<Item = &'a str>,
+    agent: &Path,
+    work: &Path,
+    root: &Path,
+) -> Result<Files<'a>> {
+    let named: Vec<&str> = named.into_iter().collect();
+    let mut found: BTreeMap<String, (&Input, PathBuf)> = BTreeMap::new();
+    for (index, (package, file)) in packages.iter().enumerate() {
+        let place = work.join(index.to_string());
+        std::fs::create_dir(&place)?;
+        let wanted = |path: &Path| {
+            path.starts_with(LIBRARIES)
+                || path == Path::new(LOADER.0)
+                || named.iter().any(|n| path == Path::new(n))
+        };
+        deb::unpack(file, &place, wanted)?;
+        collect(&place, &place, &mut |path, source| {
+            found.insert(path, (package, source));
+        })?;
+    }
+    let mut files = Files::new();
+    for folder in MOUNT_POINTS {
+        std::fs::create_dir_all(root.join(folder))?;
+    }
+    place(root, AGENT, agent, Origin::Ours, &mut files)?;
+    let mut waiting: Vec<(String, String)> =
+        named.iter().map(|n| ((*n).to_owned(), (*n).to_owned())).collect();
+    while let Some((path, from)) = waiting.pop() {
+        if files.contains_key(&path) {
+            continue;
+        }
+        let Some((package, source)) = found.get(&from) else {
+            bail!(
+                "no locked package of the host's root has the file {from}; correct recipes/host.toml or renew the lock"
+            );
+        };
+        let content = place(root, &path, source, Origin::Package(package), &mut files)?;
+        let linked =
+            linked(&content).with_context(|| format!("{path} of {} is no sound ELF file", package.name))?;
+        for library in linked.libraries {
+            let path = format!("{LIBRARIES}/{library}");
+            // The loader is also a library, under one name only.
+            if !LOADER.0.ends_with(&library) {
+                waiting.push((path.clone(), path));
+            }
+        }
+        match linked.interpreter.as_deref().map(|path| path.trim_start_matches('/')) {
+            None => {}
+            Some(path) if path == LOADER.1 => waiting.push((LOADER.1.to_owned(), LOADER.0.to_owned())),
+            Some(other) => bail!("{from} of {} asks for the loader {other}, which is unknown", package.name),
+        }
+    }
+    Ok(files)
+}
+
+/// Calls `each` with all files and links to files below `folder`: path below `top`, and the file itself.
+fn collect(top: &Path, folder: &Path, each: &mut impl FnMut(String, PathBuf)) -> Result<()> {
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        if path.is_dir() && !path.is_symlink() {
+            collect(top, &path, each)?;
+        } else if let (Ok(source), Ok(below)) = (path.canonicalize(), path.strip_prefix(top)) {
+            // Links that lead into another package have no target here; what they name is found there.
+            if source.is_file() && source.starts_with(top) {
+                each(below.to_string_lossy().into_owned(), source);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Copies one file into the root, with a mode that depends on its content only.
+fn place<'a>(
+    root: &Path,
+    path: &str,
+    source: &Path,
+    origin: Origin<'a>,
+    files: &mut Files<'a>,
+) -> Result<Vec<u8>> {
+    let content = std::fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+    let target = root.join(path);
+    if let Some(folder) = target.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    std::fs::write(&target, &content).with_context(|| format!("cannot write {}", target.display()))?;
+    // Programs, and the loader, which the kernel executes for them. Libraries are only mapped.
+    let executable = path.starts_with("usr/bin/") || path == LOADER.1;
+    std::fs::set_permissions(&target, PermissionsExt::from_mode(if executable { 0o555 } else { 0o444 }))?;
+    let file = File { origin, sha256: Digest::of(&content), size: content.len() as u64, executable };
+    files.insert(path.to_owned(), file);
+    Ok(content)
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Linked {
+    libraries: Vec<String>,
+    interpreter: Option<String>,
+}
+
+/// What a file is linked to: nothing unless it is ELF.
+fn linked(content: &[u8]) -> object::Result<Linked> {
+    if !content.starts_with(b"\x7fELF") {
+        return Ok(Linked::default());
+    }
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let header = FileHeader64::<LittleEndian>::parse(content)?;
+    let mut linked = Linked::default();
+    for segment in header.program_headers(LittleEndian, content)? {
+        if let Some(path) = segment.interpreter(LittleEndian, content)? {
+            linked.interpreter = Some(text(path));
+        }
+    }
+    let sections = header.sections(LittleEndian, content)?;
+    if let Some((entries, strings)) = sections.dynamic(LittleEndian, content)? {
+        let strings = sections.strings(LittleEndian, content, strings)?;
+        for entry in entries.iter().filter(|e| e.tag(LittleEndian) == DT_NEEDED) {
+            linked.libraries.push(text(entry.string(LittleEndian, strings)?));
+        }
+    }
+    Ok(linked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{deb::tests::package, lock::tests::input};
+
+    #[test]
+    fn what_this_test_is_linked_to_is_what_ldd_says() {
+        let path = std::env::current_exe().unwrap();
+        let found = linked(&std::fs::read(&path).unwrap()).unwrap();
+        assert_eq!(found.interpreter.as_deref(), Some("/lib64/ld-linux-x86-64.so.2"));
+        assert!(found.libraries.contains(&"libc.so.6".to_owned()), "{found:?}");
+        let ldd = std::process::Command::new("ldd").arg(&path).output().unwrap();
+        let text = String::from_utf8(ldd.stdout).unwrap();
+        for library in &found.libraries {
+            assert!(text.contains(library), "{library}: {text}");
+        }
+        assert_eq!(linked(b"#!/bin/sh").unwrap(), Linked::default());
+        linked(b"\x7fELF").unwrap_err();
+    }
+
+    #[test]
+    fn only_named_files_and_their_libraries_come_in_without_their_setuid_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = std::fs::read(std::env::current_exe().unwrap()).unwrap();
+        let libraries = linked(&program).unwrap().libraries;
+        let paths: Vec<String> = libraries.iter().map(|name| format!("{LIBRARIES}/{name}")).collect();
+        let mut content: Vec<(&str, &[u8])> =
+            paths.iter().map(|path| (path.as_str(), &b"library"[..])).collect();
+        content.extend([
+            ("usr/bin/qemu", program.as_slice()),
+            ("bin/sh", b"shell"),
+            ("usr/lib/x86_64-linux-gnu/unneeded.so", b"library"),
+            (LOADER.0, b"loader"),
+        ]);
+        let deb = dir.path().join("x.deb");
+        std::fs::write(&deb, package(&content)).unwrap();
+        let input = input("x", b"");
+        let packages = [(&input, deb)];
+        let lay = |named: &'static str| {
+            let [work, root] = [tempfile::tempdir_in(&dir).unwrap(), tempfile::tempdir_in(&dir).unwrap()];
+            let agent = std::env::current_exe().unwrap();
+            let files = lay_out(&packages, [named], &agent, work.path(), root.path());
+            files.map(|files| (files.into_keys().collect::<Vec<_>>(), root))
+        };
+        let (files, root) = lay("usr/bin/qemu").unwrap();
+        let mut expected: Vec<String> =
+            paths.iter().filter(|path| !path.contains("ld-linux")).cloned().collect();
+        expected.extend([LOADER.1.to_owned(), AGENT.to_owned(), "usr/bin/qemu".to_owned()]);
+        expected.sort();
+        assert_eq!(files, expected);
+        let mode =
+            |path: &str| std::fs::metadata(root.path().join(path)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode("usr/bin/qemu"), 0o555);
+        assert_eq!(mode(&format!("{LIBRARIES}/libc.so.6")), 0o444);
+        let error = lay("usr/bin/absent").unwrap_err().to_string();
+        assert!(error.contains("usr/bin/absent"), "{error}");
+    }
+}
