@@ -6,14 +6,19 @@ use attestation::{
     Certificates, Evidence, Fingerprint, Policy, Product, Report, TrustAnchors, advisories, authenticate,
     certificate_table, handshake::Presented, report, verify,
 };
+use std::sync::LazyLock;
 
 /// Sound evidence of a made-up chip of Genoa under a made-up root, and its revocation list.
 const EVIDENCE: &[u8] = include_bytes!("corpus/evidence/seed-genoa.json");
 
 fn sound() -> (Evidence, TrustAnchors) {
-    let evidence = Evidence::from_json(EVIDENCE).expect("the seed is evidence");
-    let anchors = TrustAnchors::of_simulation(Product::Genoa, Fingerprint::of(&evidence.certificates.ark));
-    (evidence, anchors)
+    // Read once: reading it costs more than what most inputs need.
+    static SOUND: LazyLock<(Evidence, TrustAnchors)> = LazyLock::new(|| {
+        let evidence = Evidence::from_json(EVIDENCE).expect("the seed is evidence");
+        let anchors = TrustAnchors::of_simulation(Product::Genoa, Fingerprint::of(&evidence.certificates.ark));
+        (evidence, anchors)
+    });
+    SOUND.clone()
 }
 
 /// A report parses to itself or not at all, is described whole, and is authentic only as it was signed.
