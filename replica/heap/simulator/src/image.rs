@@ -11,6 +11,8 @@ pub(crate) const LENGTH: u64 = 16384 + 32768 + 160 * 4096;
 /// Bytes by which a medium may have grown at a start.
 pub(crate) const GROWTH: u64 = 16 * 4096;
 const BLOCK: usize = 4096;
+/// Ways in which a power cut treats the pending writes.
+pub(crate) const CUTS: u64 = 18;
 
 #[derive(Clone)]
 pub(crate) struct Write {
@@ -72,6 +74,8 @@ impl Disk {
         let count = self.pending.len();
         let stop = random.below(count as u64 + 1) as usize;
         let rare = 1 << random.below(8);
+        let first_frame = self.pending.iter().position(|write| write.bytes.starts_with(b"RHL2"));
+        let header_word = random.below(4) as usize;
         for (index, Write { offset, bytes }) in self.pending.iter().enumerate() {
             let words = bytes.len() / 8;
             let mut keep = |image: &mut Image, from: usize, to: usize| {
@@ -101,6 +105,15 @@ impl Disk {
                         keep(&mut image, word, word + 1);
                     }
                 }
+                // All but a word of the header of the first frame; only that word, which may complete the same
+                // place as an earlier crash left it.
+                14 if Some(index) == first_frame => {
+                    keep(&mut image, 0, header_word);
+                    keep(&mut image, header_word + 1, words);
+                }
+                14 => keep(&mut image, 0, words),
+                15 if Some(index) == first_frame => keep(&mut image, header_word, header_word + 1),
+                15 => {}
                 // Some words lost, some kept.
                 _ => {
                     let mut word = 0;
@@ -122,7 +135,7 @@ impl Disk {
     pub(crate) fn crash(&self, random: &mut Random) -> Self {
         let mut disk = self.clone();
         if random.below(3) > 0 {
-            let image = self.cut(random.below(14), random);
+            let image = self.cut(random.below(CUTS), random);
             let blocks = Arc::make_mut(&mut disk.durable);
             blocks.extend(image.blocks.lock().unwrap_or_else(PoisonError::into_inner).drain());
             disk.pending.clear();

@@ -11,7 +11,7 @@ pub use model::Random;
 
 use heap::paged::mutants::{self, Mutant};
 use heap::paged::{CommitError, Heap, Key, OpenOptions};
-use image::{Event, GROWTH, LENGTH};
+use image::{CUTS, Event, GROWTH, LENGTH};
 use model::{Check, Model, batch, ops};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -82,7 +82,9 @@ impl Simulator {
                     (disk.initialised, disk.opened, initialised) = (true, true, true);
                 }
             }
-            self.explore(&disk, key, initialised)?;
+            if self.random.below(4) == 0 {
+                self.explore(&disk, key, initialised)?;
+            }
             if index == chosen {
                 next = Some(disk.crash(&mut self.random));
             }
@@ -148,7 +150,7 @@ impl Simulator {
 
     /// Recovers what crashes at this moment could leave.
     fn explore(&mut self, disk: &Disk, key: usize, initialised: bool) -> Result<(), String> {
-        let cuts = if disk.pending.is_empty() { 1 } else { 14 };
+        let cuts = if disk.pending.is_empty() { 1 } else { CUTS };
         for cut in 0..cuts {
             let mut image = disk.cut(cut, &mut self.random);
             if self.random.below(64) == 0 && initialised {

@@ -143,6 +143,12 @@ impl Check {
     }
 
     fn read(&mut self, heap: &Heap, random: &mut Random, whole: bool) -> Result<(), heap::paged::ReadError> {
+        if whole {
+            let audit = heap.audit()?;
+            if !audit.lost.is_empty() || !audit.damaged.is_empty() {
+                self.fault = Some(format!("slots lost: {:?}, damaged: {:?}", audit.lost, audit.damaged));
+            }
+        }
         let snapshot = heap.snapshot();
         for (space, length) in snapshot.spaces()? {
             let mut pages = BTreeMap::new();

@@ -231,8 +231,8 @@ impl Heap {
 
     fn estimate(&mut self, batch: &Batch<'_>) -> Result<Estimate, WriteError> {
         let mut sum = Estimate { frees: true, ..Estimate::default() };
-        // A path through the catalog, with splits; of a clone's target, of trash.
-        let catalog = 6 * u64::from(self.live.catalog.height) + 8;
+        // A path through the catalog, and one for the tree that is to be freed in consequence.
+        let catalog = 2 * u64::from(self.live.catalog.height) + 2;
         // Of a node that gets an owner of its own, all that it names change their count.
         let clones = batch.ops.iter().any(|op| matches!(op, Op::Clone { .. }));
         let shared = self.writer.shares_estimate(clones);
@@ -272,7 +272,7 @@ impl Heap {
                 }
                 Op::Resize { space, pages } => {
                     sum.frees &= self.length(*space)?.is_some_and(|length| *pages <= length);
-                    sum.index += catalog + 24 * (1 + shared);
+                    sum.index += 2 * catalog + 24 * (1 + shared);
                     sum.payload += 32;
                 }
                 Op::Delete { .. } => {
@@ -285,6 +285,8 @@ impl Heap {
                 }
             }
         }
+        // Nodes that split for what is new in the catalog.
+        sum.index += 8 + sum.payload as u64 / 1024;
         Ok(sum)
     }
 
