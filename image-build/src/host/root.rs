@@ -12,6 +12,7 @@ use crate::{
 use anyhow::{Context, Result};
 use std::{
     collections::BTreeMap,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
 };
 
@@ -64,8 +65,8 @@ pub fn build(workshop: &Workshop, files: &BTreeMap<String, String>, agent: &Path
 
 /// Packs a folder into a file system below `out`; `name` decides its identifier.
 pub(super) fn pack(workshop: &Workshop, tree: &Path, out: &Path, name: &str) -> Result<PathBuf> {
-    // The umask of the surroundings decided the folders' modes.
-    open_folders(tree)?;
+    // The umask of whoever builds decided them so far.
+    set_modes(tree)?;
     let tools = root::of_group(&workshop.cache, &workshop.inputs, IMAGE_TOOLS)?;
     let uuid = identifier(name).to_string();
     let mut pack =
@@ -77,13 +78,19 @@ pub(super) fn pack(workshop: &Workshop, tree: &Path, out: &Path, name: &str) -> 
     Ok(out.join("packed.erofs"))
 }
 
-/// Gives all folders mode 0755.
-fn open_folders(folder: &Path) -> Result<()> {
-    std::fs::set_permissions(folder, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+/// Modes that depend on nothing but whether a file may be executed.
+fn set_modes(folder: &Path) -> Result<()> {
+    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755))?;
     for entry in std::fs::read_dir(folder)? {
         let entry = entry?;
         if entry.file_type()?.is_dir() {
-            open_folders(&entry.path())?;
+            set_modes(&entry.path())?;
+        } else {
+            let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
+            std::fs::set_permissions(
+                entry.path(),
+                PermissionsExt::from_mode(if executable { 0o555 } else { 0o444 }),
+            )?;
         }
     }
     Ok(())
