@@ -15,7 +15,8 @@ fn sound() -> (Evidence, TrustAnchors) {
     // Read once: reading it costs more than what most inputs need.
     static SOUND: LazyLock<(Evidence, TrustAnchors)> = LazyLock::new(|| {
         let evidence = Evidence::from_json(EVIDENCE).expect("the seed is evidence");
-        let anchors = TrustAnchors::of_simulation(Product::Genoa, Fingerprint::of(&evidence.certificates.ark));
+        let anchors =
+            TrustAnchors::of_simulation(Product::Genoa, Fingerprint::of(&evidence.certificates.ark));
         (evidence, anchors)
     });
     SOUND.clone()

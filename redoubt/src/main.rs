@@ -2,8 +2,8 @@
 
 mod attest;
 mod hardware;
-mod image;
 mod id_block;
+mod image;
 mod logs;
 mod node;
 mod output;

@@ -2,9 +2,9 @@
 #![cfg(feature = "virtual")]
 
 #[cfg(test)]
+mod hardware;
+#[cfg(test)]
 #[path = "../../../host-os/tests/agent/made_up.rs"]
 mod made_up;
-#[cfg(test)]
-mod hardware;
 #[cfg(test)]
 mod node;
