@@ -39,7 +39,7 @@ fn main() {
     println!("stand-in: secret of {} bytes, {}", secret.len(), hex::encode(digest));
 
     let heap = config["heap"].as_table().unwrap();
-    let mut bar = BarMedia::from_fd(inherited(heap, "fd")).unwrap();
+    let bar = BarMedia::from_fd(inherited(heap, "fd")).unwrap();
     let mut line = [0; 64];
     bar.read(0, &mut line).unwrap();
     println!("stand-in: nvram {} of {} bytes, starts {}", bar.kind(), bar.len(), line[0]);

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use execution::{Engine, RunError, canister_id};
-use heap::paged::{Heap, Key, OpenOptions as HeapOptions};
+use heap::{Heap, Key, OpenOptions as HeapOptions};
 use heap::{BarMedia, FileMedia, Media, MediaError};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, oneshot};
@@ -87,7 +87,7 @@ pub enum StartError {
     },
     /// The heap.
     #[error("the heap cannot be opened")]
-    Heap(#[from] heap::paged::OpenError),
+    Heap(#[from] heap::OpenError),
     /// The engine.
     #[error("the canisters cannot be loaded")]
     Engine(#[from] execution::OpenError),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use candid::Principal;
-use heap::paged::{Heap, Key, OpenOptions};
+use heap::{Heap, Key, OpenOptions};
 
 use crate::api::{Config, IngressMessage, Limits, QueryMessage, QueryReply, canister_id};
 use crate::engine::Engine;

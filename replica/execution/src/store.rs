@@ -1,3 +1,3 @@
 //! What execution uses of the heap.
 
-pub(crate) use heap::paged::{Batch, CommitError, Heap, PAGE, Page, ReadError, Snapshot, SpaceId, Status};
+pub(crate) use heap::{Batch, CommitError, Heap, PAGE, Page, ReadError, Snapshot, SpaceId, Status};

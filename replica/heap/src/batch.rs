@@ -1,5 +1,7 @@
 //! What one message changes, and the limits it must keep.
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 /// Size of one page in bytes.
@@ -21,49 +23,74 @@ pub const MAX_PAGES: u64 = 1 << 36;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpaceId(pub u64);
 
-/// One change within a batch. Changes apply in order.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Change {
-    /// Sets one page; the space is made, and grown with zero pages, as needed.
-    Page {
-        /// Space that changes.
-        space: SpaceId,
-        /// Page number within the space.
-        page: u64,
-        /// New content.
-        data: Box<Page>,
-    },
-    /// Sets the length of a space in pages (made as needed); new pages are zero, dropped ones are gone.
-    Resize {
-        /// Space that changes.
-        space: SpaceId,
-        /// New length in pages.
-        pages: u64,
-    },
-    /// Removes a space.
-    Drop {
-        /// Space to remove.
-        space: SpaceId,
-    },
-    /// Sets a metadata value.
-    Put {
-        /// Key, at most [`MAX_KEY`] bytes.
-        key: Vec<u8>,
-        /// Value, at most [`MAX_VALUE`] bytes.
-        value: Vec<u8>,
-    },
-    /// Removes a metadata value.
-    Delete {
-        /// Key.
-        key: Vec<u8>,
-    },
+/// Highest number of a space that callers may use; those above are the heap's own.
+pub const MAX_SPACE: u64 = u64::MAX >> 8;
+
+/// One change within a batch.
+#[derive(Debug, Clone)]
+pub(crate) enum Op<'a> {
+    Page { space: u64, page: u64, data: &'a Page },
+    Resize { space: u64, pages: u64 },
+    Delete { space: u64 },
+    Clone { from: u64, to: u64 },
+    Put { key: Cow<'a, [u8]>, value: Cow<'a, [u8]> },
+    Remove { key: Cow<'a, [u8]> },
 }
 
-/// What one message changed.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Batch {
-    /// The changes, in order.
-    pub changes: Vec<Change>,
+/// Changes that become durable together, in order. Pages are borrowed: committing copies them once, to the
+/// medium.
+#[derive(Debug, Clone, Default)]
+pub struct Batch<'a> {
+    pub(crate) ops: Vec<Op<'a>>,
+}
+
+impl<'a> Batch<'a> {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets one page; the space is made, and grown with zero pages, as needed. A page of zeros takes no room.
+    pub fn put_page(&mut self, space: SpaceId, page: u64, data: &'a Page) -> &mut Self {
+        self.ops.push(Op::Page { space: space.0, page, data });
+        self
+    }
+
+    /// Sets the length of a space in pages (made as needed); new pages are zero, cut ones are gone.
+    pub fn resize(&mut self, space: SpaceId, pages: u64) -> &mut Self {
+        self.ops.push(Op::Resize { space: space.0, pages });
+        self
+    }
+
+    /// Removes a space.
+    pub fn delete_space(&mut self, space: SpaceId) -> &mut Self {
+        self.ops.push(Op::Delete { space: space.0 });
+        self
+    }
+
+    /// Makes `to` a copy of `from` as it is at this place of the batch. Both share their pages until one of
+    /// them writes; what `to` held is gone. If there is no `from`, there will be no `to`.
+    pub fn clone_space(&mut self, from: SpaceId, to: SpaceId) -> &mut Self {
+        self.ops.push(Op::Clone { from: from.0, to: to.0 });
+        self
+    }
+
+    /// Sets a metadata value. Keys have at most [`MAX_KEY`] bytes, values at most [`MAX_VALUE`].
+    pub fn put_meta(&mut self, key: impl Into<Cow<'a, [u8]>>, value: impl Into<Cow<'a, [u8]>>) -> &mut Self {
+        self.ops.push(Op::Put { key: key.into(), value: value.into() });
+        self
+    }
+
+    /// Removes a metadata value.
+    pub fn delete_meta(&mut self, key: impl Into<Cow<'a, [u8]>>) -> &mut Self {
+        self.ops.push(Op::Remove { key: key.into() });
+        self
+    }
+
+    /// Whether it changes nothing.
+    pub fn is_empty(&self) -> bool {
+        self.ops.is_empty()
+    }
 }
 
 /// A batch that breaks a limit of the format. Nothing was committed.
@@ -84,7 +111,7 @@ pub enum InvalidBatch {
         length: usize,
     },
     /// The number of a space is one of the heap's own.
-    #[error("space {} has a number above {}, which the heap keeps for itself", space.0, u64::MAX >> 8)]
+    #[error("space {} has a number above {}, which the heap keeps for itself", space.0, MAX_SPACE)]
     SpaceNumber {
         /// The space.
         space: SpaceId,
@@ -97,30 +124,4 @@ pub enum InvalidBatch {
         /// Pages it would have.
         pages: u64,
     },
-}
-
-impl Change {
-    pub(crate) fn check(&self) -> Result<(), InvalidBatch> {
-        match self {
-            Self::Put { key, .. } | Self::Delete { key } if key.len() > MAX_KEY => {
-                Err(InvalidBatch::KeyTooLong { length: key.len() })
-            }
-            Self::Put { value, .. } if value.len() > MAX_VALUE => {
-                Err(InvalidBatch::ValueTooLong { length: value.len() })
-            }
-            Self::Page { space, page, .. } if *page >= MAX_PAGES => {
-                Err(InvalidBatch::SpaceTooLong { space: *space, pages: page.saturating_add(1) })
-            }
-            Self::Resize { space, pages } if *pages > MAX_PAGES => {
-                Err(InvalidBatch::SpaceTooLong { space: *space, pages: *pages })
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl Batch {
-    pub(crate) fn check(&self) -> Result<(), InvalidBatch> {
-        self.changes.iter().try_for_each(Change::check)
-    }
 }

@@ -1,11 +1,12 @@
-//! What can go wrong at open and at commit.
+//! What can go wrong: at open, at commit, at a read.
 
 use thiserror::Error;
 
-use crate::batch::InvalidBatch;
-use crate::media::MediaError;
-use crate::seal::{KeyId, SealError};
-use crate::superblock::{FORMAT_VERSION, MIN_MEDIA, MediaId};
+use super::batch::InvalidBatch;
+use super::block::MIN_MEDIA;
+use super::seal::{KeyId, SealError};
+use super::superblock::{FORMAT_VERSION, MediaId};
+use crate::media::{MediaError, MediaKind};
 
 /// Why a heap could not be opened. The medium was not changed, unless it failed ([`OpenError::Media`]).
 #[derive(Debug, Error)]
@@ -13,9 +14,17 @@ pub enum OpenError {
     /// The medium could not be read, written or fenced.
     #[error("the heap's medium failed while it was opened")]
     Media(#[from] MediaError),
-    /// Key derivation or randomness failed.
+    /// The random source or the cryptographic library failed.
     #[error("the heap's keys could not be made")]
     Seal(#[from] SealError),
+    /// The medium is weaker or other than what the caller asked for.
+    #[error("the medium is {found}, {expected} was asked for; attach that, or ask for less")]
+    OtherKind {
+        /// What it is.
+        found: MediaKind,
+        /// What was asked for.
+        expected: MediaKind,
+    },
     /// The medium is too small for any heap.
     #[error("the medium has {length} bytes, a heap needs at least {MIN_MEDIA}; give it a larger one")]
     TooSmall {
@@ -42,7 +51,7 @@ pub enum OpenError {
         /// Version found.
         found: u32,
     },
-    /// Sealed under another key.
+    /// Protected by another key.
     #[error(
         "the medium is sealed under key {found}, this node has {ours}: it is another node's medium, or the \
          node's secret changed"
@@ -67,16 +76,10 @@ pub enum OpenError {
     /// The medium became shorter.
     #[error("the medium has {found} bytes, the heap on it was made for {recorded}: it was truncated")]
     Truncated {
-        /// Length in bytes when it was initialised.
+        /// Length in bytes that it had.
         recorded: u64,
         /// Length in bytes now.
         found: u64,
-    },
-    /// The base image that the log builds on is not authentic.
-    #[error("the base image is damaged at byte {offset} of the medium; restore the medium from a copy")]
-    BaseDamaged {
-        /// Where the first bad frame begins, in bytes.
-        offset: u64,
     },
     /// Commits that were durable cannot be read: damage, truncation or tampering within the log.
     #[error(
@@ -94,12 +97,18 @@ pub enum OpenError {
     /// Neither watermark cell is authentic, so it cannot be said whether commits are missing.
     #[error("both watermark cells are damaged; restore the medium from a copy")]
     WatermarksDamaged,
-    /// A frame is authentic, but its content is not valid in this version.
-    #[error("the authentic frame at byte {offset} cannot be decoded: a fault of the program that wrote it")]
+    /// A record is authentic, but its content is not valid in this version.
+    #[error("the authentic record at byte {offset} cannot be decoded: a fault of the program that wrote it")]
     Malformed {
-        /// Where the frame begins, in bytes.
+        /// Where it begins, in bytes.
         offset: u64,
     },
+    /// The index cannot be read as far as recovery needs it.
+    #[error("the heap's index cannot be read")]
+    Index(#[source] ReadError),
+    /// The state of the log does not fit the medium.
+    #[error("the medium has no room to replay its log: a fault of the program that wrote it")]
+    NoRoom,
     /// The medium is older than the caller's anchor.
     #[error(
         "the medium ends at commit {epoch}, but commit {anchor} was reached before: an older image was put back"
@@ -107,7 +116,7 @@ pub enum OpenError {
     RolledBack {
         /// Last commit on the medium.
         epoch: u64,
-        /// The caller's [`OpenOptions::at_least`](crate::OpenOptions::at_least).
+        /// The caller's [`OpenOptions::at_least`](super::OpenOptions::at_least).
         anchor: u64,
     },
 }
@@ -118,28 +127,76 @@ pub enum CommitError {
     /// The batch breaks a limit. Nothing changed.
     #[error("the batch is not valid")]
     Invalid(#[from] InvalidBatch),
-    /// The state would not fit the medium. Nothing changed; smaller batches, and those that free space, go on.
+    /// The medium is full. Nothing changed; smaller batches, and those that free space, go on.
     #[error(
-        "the medium is full: the state with this change takes {needed} bytes of {capacity}; free some, or \
-         use a larger medium"
+        "the medium is full: up to {needed} pages are needed, {free} are free; free some, or use a larger medium"
     )]
     Full {
-        /// Bytes that the whole state would take.
+        /// Pages needed, the index included.
         needed: u64,
-        /// Bytes that an arena has.
+        /// Pages free.
+        free: u64,
+    },
+    /// The batch is larger than the log. Nothing changed.
+    #[error("the batch takes {needed} bytes of log, which has {capacity}; split it, or use a larger medium")]
+    TooLarge {
+        /// Bytes of log needed.
+        needed: u64,
+        /// Bytes of log there are.
         capacity: u64,
     },
     /// The medium failed during this commit. The heap refuses further commits. Whether this one became
-    /// durable is known only after the next open; the image in RAM does not have it.
+    /// durable is known only after the next open.
     #[error("the medium failed during the commit; open the heap again to learn whether it became durable")]
     Media(#[source] MediaError),
     /// Sealing failed. As for [`CommitError::Media`], the heap refuses further commits.
     #[error("the commit could not be sealed; open the heap again")]
     Seal(#[source] SealError),
+    /// The index is damaged where the commit changes it. The heap refuses further commits.
+    #[error("the heap's index cannot be changed")]
+    Index(#[source] ReadError),
     /// An earlier commit failed, after which nothing is known about the medium.
     #[error("the heap stopped after an earlier failure ({reason}); open it again")]
     Poisoned {
         /// What failed.
         reason: String,
     },
+}
+
+/// Why something committed cannot be read.
+#[derive(Debug, Error)]
+pub enum ReadError {
+    /// The medium failed.
+    #[error("the heap's medium failed while it was read")]
+    Media(#[from] MediaError),
+    /// What lies there is not what was written.
+    #[error(
+        "the page at byte {offset} of the medium is damaged; what it held is lost, restore it from a copy"
+    )]
+    Damaged {
+        /// Where it lies, in bytes.
+        offset: u64,
+    },
+    /// An index node is authentic, but its content is not valid.
+    #[error("the authentic page at byte {offset} cannot be decoded: a fault of the program that wrote it")]
+    Malformed {
+        /// Where it lies, in bytes.
+        offset: u64,
+    },
+}
+
+/// Why the writer cannot go on with its index. Each of them stops the heap.
+#[derive(Debug, Error)]
+pub(crate) enum WriteError {
+    #[error("the medium failed")]
+    Media(#[from] MediaError),
+    #[error("sealing failed")]
+    Seal(#[from] SealError),
+    #[error("the index is damaged")]
+    Read(#[from] ReadError),
+    #[error("no slot is left for the index")]
+    NoSlot,
+    /// The program contradicts itself.
+    #[error("a fault of the program: {0}; report it")]
+    Fault(&'static str),
 }

@@ -1,54 +1,73 @@
-//! The persistent heap: sealed, atomic, durable commits of pages and metadata to NVRAM.
+//! The persistent heap: atomic, durable commits of pages and metadata to NVRAM or a file.
 //!
-//! A [`Heap`] holds the last committed image in RAM: numbered *spaces* of 4 KiB pages (a canister's wasm
-//! memory, its stable memory) and a sorted map of small *metadata* values. [`Heap::commit`] makes one
-//! [`Batch`] durable as a whole or not at all; when it returns, the batch survives a power cut.
+//! A [`Heap`] keeps numbered *spaces* of 4 KiB pages (a canister's wasm memory, its stable memory) and a sorted
+//! map of *metadata*. [`Heap::commit`] makes one [`Batch`] durable as a whole or not at all; when it returns,
+//! the batch survives a power cut. A [`Snapshot`] reads one committed state from any thread and never blocks a
+//! commit. Pages are written once, each into a free slot of the medium; an index on the medium finds them; a log
+//! says what the index does not say yet. Opening reads the end of the log, whatever the heap holds.
 //!
-//! The medium ([`Media`]) belongs to somebody hostile: everything on it is encrypted and authenticated, and
-//! nothing read from it is believed before its tag is checked. What the heap cannot see by itself is that the
-//! *whole* medium was put back to an earlier moment; a caller that keeps an epoch where the owner of the
-//! medium cannot rewind it passes it as [`OpenOptions::at_least`].
+//! The medium ([`Media`]) may belong to somebody hostile: with [`Key::new`] everything on it is encrypted and
+//! authenticated, and nothing read from it is believed before its tag is checked. What the heap cannot see by
+//! itself is that the *whole* medium was put back to an earlier moment; a caller that keeps an epoch where the
+//! owner of the medium cannot rewind it passes it as [`OpenOptions::at_least`].
 //!
 //! The format, byte by byte, and why its order of writes and fences is enough: `docs/HEAP.md`.
 //!
 //! ```
-//! use heap::{Batch, Change, Heap, Key, MemMedia, OpenOptions, SpaceId};
+//! use heap::{Batch, Heap, Key, MemMedia, OpenOptions, PAGE, SpaceId};
 //!
 //! let media = MemMedia::new(1 << 20);
 //! let key = Key::new([7; 32]);
 //! let options = OpenOptions { create: true, ..OpenOptions::default() };
 //! let (mut heap, recovery) = Heap::open(Box::new(media.clone()), &key, &options)?;
 //! assert!(recovery.created);
-//! let put = Change::Put { key: b"name".to_vec(), value: b"counter".to_vec() };
-//! let page = Change::Page { space: SpaceId(1), page: 3, data: Box::new([9; heap::PAGE]) };
-//! assert_eq!(heap.commit(Batch { changes: vec![put, page] })?, 1);
+//! let page = [9; PAGE];
+//! let mut batch = Batch::new();
+//! batch.put_meta(b"name", b"counter").put_page(SpaceId(1), 3, &page);
+//! assert_eq!(heap.commit(&batch)?, 1);
 //! drop(heap);
 //!
 //! let (heap, recovery) = Heap::open(Box::new(media), &key, &OpenOptions::default())?;
 //! assert_eq!(recovery.epoch, 1);
-//! assert_eq!(heap.meta(b"name"), Some(b"counter".as_slice()));
-//! assert_eq!(heap.space(SpaceId(1)).map(|space| (space.pages(), space.page(3)[0])), Some((4, 9)));
+//! let snapshot = heap.snapshot();
+//! assert_eq!(snapshot.meta(b"name")?.as_deref(), Some(b"counter".as_slice()));
+//! assert_eq!(snapshot.space_pages(SpaceId(1))?, Some(4));
+//! let mut into = [0; PAGE];
+//! snapshot.read_page(SpaceId(1), 3, &mut into)?;
+//! assert_eq!(into, page);
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod audit;
 mod batch;
-mod codec;
+mod block;
+mod catalog;
+mod checkpoint;
 mod error;
-mod frame;
 mod heap;
-mod image;
+mod history;
 mod media;
-pub mod paged;
+pub mod mutants;
+mod node;
+mod radix;
+mod recent;
+mod record;
 mod recovery;
+mod ring;
 mod seal;
+mod slots;
+mod snapshot;
 mod store;
 mod superblock;
+mod writer;
 
-pub use batch::{Batch, Change, InvalidBatch, MAX_KEY, MAX_PAGES, MAX_VALUE, PAGE, Page, SpaceId};
-pub use error::{CommitError, OpenError};
+pub use audit::{Audit, Owner};
+pub use batch::{Batch, InvalidBatch, MAX_KEY, MAX_PAGES, MAX_SPACE, MAX_VALUE, PAGE, Page, SpaceId};
+pub use block::MIN_MEDIA;
+pub use error::{CommitError, OpenError, ReadError};
 pub use heap::{Heap, Status};
-pub use image::Space;
 pub use media::{BarMedia, FileMedia, Media, MediaError, MediaKind, MemMedia};
-pub use recovery::{OpenOptions, Recovery, TornTail};
+pub use recovery::{OpenOptions, Recovery};
 pub use seal::{Key, KeyId, SealError};
-pub use superblock::{FORMAT_VERSION, MIN_MEDIA, MediaId};
+pub use snapshot::Snapshot;
+pub use superblock::{FORMAT_VERSION, MediaId};

@@ -1,17 +1,23 @@
 //! From a medium of unknown content to the last committed state.
 
-use crate::batch::Change;
-use crate::codec;
-use crate::error::OpenError;
-use crate::frame::{self, Cursor, Found, Kind};
-use crate::image::Image;
-use crate::media::Media;
-use crate::seal::{Key, Keys, MacKey, Opener, Sealer};
-use crate::store::{Store, StoreError};
-use crate::superblock::{
-    BLOCK, Copy, MIN_MEDIA, MediaId, SUPERBLOCKS, Superblock, WATERMARK, WATERMARKS, arena, encode_watermark,
-    initial, parse_watermark,
+use std::sync::Arc;
+
+use super::batch::PAGE;
+use super::block::{Geometry, MIN_MEDIA, RING, Ref, SUPERBLOCKS, WATERMARKS, frame_alignment};
+use super::error::{OpenError, WriteError};
+use super::heap::Heap;
+use super::mutants::{self, Mutant};
+use super::node::{Child, Tree};
+use super::record::{self, Change};
+use super::ring::{self, Log, Place};
+use super::seal::{Key, Nonces, Protection, Sealer, random};
+use super::slots::{FreeList, Slots};
+use super::store::Store;
+use super::superblock::{
+    Copy, MediaId, SUPERBLOCK, Superblock, WATERMARK, encode_watermark, parse_watermark,
 };
+use super::writer::{Shares, Writer};
+use crate::media::{Media, MediaKind};
 
 /// How to open a heap.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +27,8 @@ pub struct OpenOptions {
     pub create: bool,
     /// Refuse every medium but this one.
     pub media: Option<MediaId>,
+    /// Refuse every kind of medium but this one.
+    pub kind: Option<MediaKind>,
     /// Refuse a heap that ends before this epoch: a number that the caller keeps where the owner of the
     /// medium cannot rewind it. Without one, an older image of the whole medium is not detectable.
     pub at_least: Option<u64>,
@@ -31,106 +39,129 @@ pub struct OpenOptions {
 pub struct Recovery {
     /// The medium was blank and has been initialised.
     pub created: bool,
-    /// Number of the last commit found. Opening then made one of its own: see [`Heap::open`](crate::Heap::open).
+    /// Number of the last commit found. Opening then made one of its own: see [`Heap::open`].
     pub epoch: u64,
-    /// Commits that were read from the log, beside the base.
+    /// Commits that were read from the log.
     pub replayed: u64,
-    /// Remains of a commit that was never acknowledged, which have been discarded.
-    pub torn_tail: Option<TornTail>,
+    /// Remains of commits that were never acknowledged have been discarded.
+    pub torn_tail: bool,
     /// One superblock copy was stale, torn or damaged and has been rewritten.
     pub superblock_repaired: bool,
-    /// One watermark cell was behind, torn or damaged and has been rewritten.
-    pub watermark_repaired: bool,
+    /// The medium has become longer by so many bytes, which are now used.
+    pub grown: u64,
     /// The epoch was checked against an anchor. If not, a rollback of the whole medium would go unnoticed.
     pub anchored: bool,
 }
 
-/// Remains of a commit that was in flight at a crash.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct TornTail {
-    /// Where it begins, in bytes.
-    pub offset: u64,
-    /// The epoch it would have had.
-    pub epoch: u64,
-}
-
-impl From<StoreError> for OpenError {
-    fn from(error: StoreError) -> Self {
+impl From<WriteError> for OpenError {
+    fn from(error: WriteError) -> Self {
         match error {
-            StoreError::Media(error) => Self::Media(error),
-            StoreError::Seal(error) => Self::Seal(error),
+            WriteError::Media(error) => Self::Media(error),
+            WriteError::Seal(error) => Self::Seal(error),
+            WriteError::Read(error) => Self::Index(error),
+            WriteError::NoSlot | WriteError::Fault(_) => Self::NoRoom,
         }
     }
 }
 
-/// What the superblock copies say together.
-enum Head {
-    /// Nothing was ever committed: initialise with this superblock of generation 0.
-    New(Superblock),
-    /// The newest valid superblock, and which copy differs from it.
-    Current(Superblock, Option<usize>),
-}
-
-pub(crate) fn recover(
-    media: Box<dyn Media>,
-    key: &Key,
-    options: &OpenOptions,
-) -> Result<(Store, Image, Recovery), OpenError> {
-    if media.len() < MIN_MEDIA {
-        return Err(OpenError::TooSmall { length: media.len() });
-    }
-    // Writes of an earlier process may be readable and not yet durable. What is read from here on is shown to
-    // the caller and built upon, so it must stay.
-    media.fence()?;
-    let keys = Keys::derive(key)?;
-    let (superblock, stale) = match head(media.as_ref(), &keys)? {
-        Head::Current(superblock, stale) => (superblock, stale),
-        Head::New(superblock) => {
-            anchor(0, options)?;
-            if !options.create {
-                return Err(OpenError::Blank);
+impl Heap {
+    /// Opens the heap on a medium, and makes one if the medium is blank and [`OpenOptions::create`] is set.
+    /// Costs what the tail of the log costs, whatever the heap holds.
+    ///
+    /// Opening an existing heap commits an empty batch, so the epoch goes on by one. With that, a commit in
+    /// flight that was found incomplete is given up for good: its place is taken, and its epoch lies behind,
+    /// so whoever kept it cannot pass it off as what was committed later.
+    pub fn open(
+        media: Box<dyn Media>,
+        key: &Key,
+        options: &OpenOptions,
+    ) -> Result<(Self, Recovery), OpenError> {
+        if let Some(expected) = options.kind.filter(|expected| *expected != media.kind()) {
+            return Err(OpenError::OtherKind { found: media.kind(), expected });
+        }
+        if media.len() < MIN_MEDIA {
+            return Err(OpenError::TooSmall { length: media.len() });
+        }
+        // Writes of an earlier process may be readable and not yet durable. What is read from here on is shown
+        // to the caller and built upon, so it must stay.
+        if !mutants::on(Mutant::OpenFenceDropped) {
+            media.fence()?;
+        }
+        let (superblock, stale) = match head(media.as_ref(), key)? {
+            Head::Current(superblock, stale) => (superblock, stale),
+            Head::New => {
+                anchor(0, options)?;
+                if !options.create {
+                    return Err(OpenError::Blank);
+                }
+                let heap = create(media, key, options)?;
+                let recovery = Recovery {
+                    created: true,
+                    epoch: 0,
+                    replayed: 0,
+                    torn_tail: false,
+                    superblock_repaired: false,
+                    grown: 0,
+                    anchored: options.at_least.is_some(),
+                };
+                return Ok((heap, recovery));
             }
-            expect_media(superblock.media, options)?;
-            let store = Store::create(media, keys, superblock)?;
-            let recovery = Recovery {
-                created: true,
-                epoch: 0,
-                replayed: 0,
-                torn_tail: None,
-                superblock_repaired: false,
-                watermark_repaired: false,
-                anchored: options.at_least.is_some(),
-            };
-            return Ok((store, Image::default(), recovery));
+        };
+        let found = examine(media.as_ref(), key, &superblock, options)?;
+        let mut superblock = superblock;
+        if let Some(copy) = stale.filter(|_| !mutants::on(Mutant::SuperblockNotRepaired)) {
+            media.write(SUPERBLOCKS[copy], &superblock.encode(key))?;
         }
-    };
-    expect_media(superblock.media, options)?;
-    if media.len() < superblock.length {
-        return Err(OpenError::Truncated { recorded: superblock.length, found: media.len() });
+        let grown = media.len() - superblock.length;
+        superblock.length = media.len();
+        let geometry = Geometry::new(media.len(), superblock.ring, superblock.alignment.into());
+        let store = Arc::new(Store::new(media, geometry, found.sealer, superblock.epoch));
+        let mut heap = assemble(store, key, superblock, Log::new(found.end, superblock.log.at))?;
+        let references = found.commits.iter().flatten().flat_map(Change::references);
+        let Writer { store, slots, .. } = &mut heap.writer;
+        slots.take_logged(store, references.map(Ref::slot))?;
+        for (epoch, changes) in (superblock.epoch + 1..).zip(&found.commits) {
+            heap.apply(epoch, changes)?;
+        }
+        heap.published = heap.live.clone();
+        heap.cell = found.next_cell;
+        if grown > 0 {
+            // The copy just repaired must be durable before the other is touched.
+            heap.writer.store.media.fence()?;
+            heap.write_superblock(Superblock { generation: superblock.generation + 1, ..superblock })?;
+        }
+        if !mutants::on(Mutant::TailNotGivenUp) {
+            heap.give_up_tail()?;
+        }
+        let recovery = Recovery {
+            created: false,
+            epoch: found.epoch,
+            replayed: found.commits.len() as u64,
+            torn_tail: found.torn,
+            superblock_repaired: stale.is_some(),
+            grown,
+            anchored: options.at_least.is_some(),
+        };
+        Ok((heap, recovery))
     }
-    let watermark = keys.watermark(superblock.media)?;
-    let cells = read_watermarks(media.as_ref(), &watermark)?;
-    let acknowledged = cells.into_iter().flatten().max().ok_or(OpenError::WatermarksDamaged)?;
 
-    let Replayed { image, cursor, epoch, torn_tail } = replay(media.as_ref(), &keys, &superblock)?;
-    if epoch < acknowledged {
-        return Err(OpenError::LogDamaged { offset: cursor.offset, epoch, acknowledged });
+    /// Commits an empty batch. The log always has room for one.
+    fn give_up_tail(&mut self) -> Result<(), WriteError> {
+        let epoch = self.live.epoch + 1;
+        let Writer { store, nonces, .. } = &mut self.writer;
+        self.log.write(store, nonces, (epoch, self.published.epoch), &[])?;
+        self.live.epoch = epoch;
+        self.make_durable()
     }
-    anchor(epoch, options)?;
+}
 
-    let sealer = Sealer::new(&keys)?;
-    let mut store = Store { media, keys, watermark, superblock, cursor, sealer, buffer: Vec::new() };
-    let watermark_repaired = repair(&mut store, stale, cells, epoch)?;
-    let recovery = Recovery {
-        created: false,
-        epoch,
-        replayed: epoch - superblock.base_epoch,
-        torn_tail,
-        superblock_repaired: stale.is_some(),
-        watermark_repaired,
-        anchored: options.at_least.is_some(),
-    };
-    Ok((store, image, recovery))
+fn assemble(store: Arc<Store>, key: &Key, superblock: Superblock, log: Log) -> Result<Heap, OpenError> {
+    let slots = Slots::new(store.geometry.slots, &superblock.free);
+    let (height, root) = superblock.shares;
+    let root = root.some().map_or(Child::None, Child::Stored);
+    let shares = Shares::new(Tree { height, root });
+    let writer = Writer { store, slots, nonces: Nonces::new()?, shares, dirty: 0 };
+    Ok(Heap::new(writer, key.clone(), superblock, log))
 }
 
 fn anchor(epoch: u64, options: &OpenOptions) -> Result<(), OpenError> {
@@ -140,39 +171,42 @@ fn anchor(epoch: u64, options: &OpenOptions) -> Result<(), OpenError> {
     }
 }
 
-fn expect_media(found: MediaId, options: &OpenOptions) -> Result<(), OpenError> {
-    match options.media {
-        Some(expected) if expected != found => Err(OpenError::OtherMedia { found, expected }),
-        _ => Ok(()),
-    }
+/// What the superblock copies say together.
+pub(crate) enum Head {
+    /// Nothing was ever committed.
+    New,
+    /// The newest valid superblock, and which copy differs from it.
+    Current(Superblock, Option<usize>),
 }
 
-fn head(media: &dyn Media, keys: &Keys) -> Result<Head, OpenError> {
-    let copies = [read_copy(media, keys, 0)?, read_copy(media, keys, 1)?];
+pub(crate) fn head(media: &dyn Media, key: &Key) -> Result<Head, OpenError> {
+    let mut bytes = [[0; SUPERBLOCK]; 2];
+    media.read(SUPERBLOCKS[0], &mut bytes[0])?;
+    media.read(SUPERBLOCKS[1], &mut bytes[1])?;
+    let first = Copy::parse(&bytes[0], key);
+    let second = if bytes[0] == bytes[1] { first } else { Copy::parse(&bytes[1], key) };
+    let copies = [first, second];
     // A newer program may have begun to convert the medium: no older copy may be used then.
     for copy in copies {
         if let Copy::Version(found) = copy {
             return Err(OpenError::UnknownVersion { found });
         }
     }
-    let newest = copies
-        .into_iter()
-        .filter_map(|copy| if let Copy::Valid(superblock) = copy { Some(superblock) } else { None })
-        .max_by_key(|superblock| superblock.generation);
-    if let Some(newest) = newest {
-        if newest.generation == 0 {
-            // Begun again under the same name.
-            return Ok(Head::New(newest));
-        }
-        return Ok(Head::Current(newest, copies.iter().position(|copy| *copy != Copy::Valid(newest))));
+    let valid = copies.iter().filter_map(|copy| match copy {
+        Copy::Valid(superblock) => Some(*superblock),
+        _ => None,
+    });
+    if let Some(newest) = valid.max_by_key(|superblock| superblock.generation) {
+        let differs = |copy: &Copy| *copy != Copy::Valid(newest);
+        return Ok(Head::Current(newest, copies.iter().position(differs)));
     }
-    // The first write of an initialisation goes to the second copy, so the first is blank if it was torn.
-    if matches!(copies, [Copy::Blank, Copy::Blank | Copy::Damaged]) && blank_behind(media)? {
-        return Ok(Head::New(initial(media.len(), media.kind())?));
+    // An initialisation writes the second copy only once the first is durable.
+    if matches!(copies, [Copy::Blank | Copy::Damaged, Copy::Blank]) && blank_behind(media)? {
+        return Ok(Head::New);
     }
     for copy in copies {
         match copy {
-            Copy::OtherKey(found) => return Err(OpenError::OtherKey { found, ours: keys.id }),
+            Copy::OtherKey(found) => return Err(OpenError::OtherKey { found, ours: key.id() }),
             Copy::Foreign => return Err(OpenError::Foreign),
             _ => {}
         }
@@ -180,17 +214,10 @@ fn head(media: &dyn Media, keys: &Keys) -> Result<Head, OpenError> {
     Err(if copies == [Copy::Blank; 2] { OpenError::Wiped } else { OpenError::SuperblocksDamaged })
 }
 
-fn read_copy(media: &dyn Media, keys: &Keys, copy: usize) -> Result<Copy, OpenError> {
-    let mut block = [0; BLOCK];
-    media.read(SUPERBLOCKS[copy], &mut block)?;
-    Ok(Copy::parse(&block, keys))
-}
-
-/// Whether the watermark cells and the heads of both arenas are blank, as on a medium never used.
+/// Whether ring and slots begin blank, as they do until the first commit.
 fn blank_behind(media: &dyn Media) -> Result<bool, OpenError> {
-    let arenas = [arena(media.len(), 0).start, arena(media.len(), 1).start];
-    let mut block = [0; BLOCK];
-    for offset in WATERMARKS.into_iter().chain(arenas) {
+    let mut block = [0; PAGE];
+    for offset in [RING, RING + Geometry::new_ring(media.len())] {
         media.read(offset, &mut block)?;
         if block.iter().any(|byte| *byte != 0) {
             return Ok(false);
@@ -199,99 +226,159 @@ fn blank_behind(media: &dyn Media) -> Result<bool, OpenError> {
     Ok(true)
 }
 
-fn read_watermarks(media: &dyn Media, key: &MacKey) -> Result<[Option<u64>; 2], OpenError> {
+fn create(media: Box<dyn Media>, key: &Key, options: &OpenOptions) -> Result<Heap, OpenError> {
+    let data_key = zeroize::Zeroizing::new(match key.0 {
+        Protection::Plain => [0; 32],
+        Protection::Sealed(_) => random()?,
+    });
+    let id = MediaId(random()?);
+    if let Some(expected) = options.media {
+        return Err(OpenError::OtherMedia { found: id, expected });
+    }
+    let alignment = frame_alignment(media.kind());
+    let length = media.len();
+    let geometry = Geometry::new(length, Geometry::new_ring(length), alignment);
+    let superblock = Superblock {
+        alignment: alignment as u32,
+        key: key.id(),
+        media: id,
+        length,
+        ring: geometry.ring,
+        generation: 1,
+        epoch: 0,
+        data_key: key.wrap(&data_key)?,
+        log: Place { at: 0, number: 0, tag: id.0 },
+        free: FreeList { fresh: 1, chain: Ref::NONE, listed: 0 },
+        catalog: (0, Ref::NONE),
+        shares: (0, Ref::NONE),
+        next_trash: 0,
+    };
+    let store = Arc::new(Store::new(media, geometry, key.protect(&data_key), 0));
+    let mut heap = assemble(store, key, superblock, Log::new(superblock.log, 0))?;
+    let Writer { store, nonces, .. } = &mut heap.writer;
+    for offset in WATERMARKS {
+        store.media.write(offset, &encode_watermark(&store.sealer, nonces, 0)?)?;
+    }
+    // What an attempt before left of a superblock must not be completed by this one.
+    store.media.write(SUPERBLOCKS[0], &[0; SUPERBLOCK])?;
+    store.media.fence()?;
+    heap.write_superblock(superblock)?;
+    Ok(heap)
+}
+
+/// What the log says.
+pub(crate) struct Found {
+    pub(crate) sealer: Sealer,
+    pub(crate) commits: Vec<Vec<Change>>,
+    pub(crate) epoch: u64,
+    pub(crate) end: Place,
+    pub(crate) torn: bool,
+    next_cell: usize,
+}
+
+/// Checks a medium against its superblock and the caller's wishes, and reads the log. Changes nothing.
+pub(crate) fn examine(
+    media: &dyn Media,
+    key: &Key,
+    superblock: &Superblock,
+    options: &OpenOptions,
+) -> Result<Found, OpenError> {
+    if let Some(expected) = options.media.filter(|expected| *expected != superblock.media) {
+        return Err(OpenError::OtherMedia { found: superblock.media, expected });
+    }
+    if media.len() < superblock.length {
+        return Err(OpenError::Truncated { recorded: superblock.length, found: media.len() });
+    }
+    let data_key = key.unwrap(&superblock.data_key).ok_or(OpenError::SuperblocksDamaged)?;
+    let sealer = key.protect(&data_key);
     let mut cells = [None; 2];
     for (cell, offset) in cells.iter_mut().zip(WATERMARKS) {
         let mut bytes = [0; WATERMARK];
         media.read(offset, &mut bytes)?;
-        *cell = parse_watermark(&bytes, key);
+        *cell = parse_watermark(&sealer, &bytes);
     }
-    Ok(cells)
-}
+    let acknowledged = cells.into_iter().flatten().max().ok_or(OpenError::WatermarksDamaged)?;
+    let next_cell = usize::from(cells[0] == Some(acknowledged));
+    let acknowledged = acknowledged.max(superblock.epoch);
 
-/// Overwrites a stale superblock copy and brings the watermark cell of `epoch` up to date; whether a cell was
-/// not. Both before the first commit: what an earlier attempt left of a superblock may lack no more than a word
-/// that the next one has in common with it, and must not be completed by that.
-fn repair(
-    store: &mut Store,
-    stale: Option<usize>,
-    cells: [Option<u64>; 2],
-    epoch: u64,
-) -> Result<bool, OpenError> {
-    if let Some(copy) = stale {
-        store.write_superblock(copy)?;
-    }
-    // Of the cells, the damaged one first: the other must remain until the fence.
-    let current = usize::from(epoch & 1 == 1);
-    let other_damaged = cells[1 - current].is_none();
-    if other_damaged {
-        // Any epoch that was reached may stand in either cell.
-        let cell = encode_watermark(epoch, &store.watermark);
-        store.media.write(WATERMARKS[1 - current], &cell)?;
-    }
-    if stale.is_some() || other_damaged {
-        store.media.fence()?;
-    }
-    let behind = cells[current] != Some(epoch);
-    if behind {
-        store.acknowledge(epoch)?;
-    }
-    Ok(behind || other_damaged)
-}
-
-struct Replayed {
-    image: Image,
-    cursor: Cursor,
-    epoch: u64,
-    torn_tail: Option<TornTail>,
-}
-
-/// Reads the base and as many commits behind it as are authentic and complete.
-fn replay(media: &dyn Media, keys: &Keys, superblock: &Superblock) -> Result<Replayed, OpenError> {
-    let mut opener = Opener::new(keys);
-    let mut buffer = Vec::new();
-    let mut image = Image::default();
-    let mut cursor = Cursor::new(superblock);
-    let mut epoch = superblock.base_epoch;
-    loop {
-        let offset = cursor.offset;
-        match frame::read(media, &mut opener, &mut cursor, (Kind::Base, epoch), &mut buffer)? {
-            Found::End { .. } => return Err(OpenError::BaseDamaged { offset }),
-            Found::Frame { last } => {
-                for change in changes(&buffer, offset)? {
-                    image.apply(change);
-                }
-                if last {
-                    break;
-                }
-            }
+    let geometry = Geometry::new(media.len(), superblock.ring, superblock.alignment.into());
+    let mut tail = read_log(media, &geometry, &sealer, superblock)?;
+    // Of commits that no fence is known to have followed, all pages must be in place.
+    let known = acknowledged.max(tail.durable);
+    let mut whole = usize::try_from(known.saturating_sub(superblock.epoch)).unwrap_or(usize::MAX);
+    while let Some((changes, _)) = tail.commits.get(whole) {
+        let believed = mutants::on(Mutant::TornPagesBelieved);
+        if !believed && !in_place(media, &geometry, &sealer, changes)? {
+            tail.commits.truncate(whole);
+            tail.torn = true;
         }
+        whole += 1;
     }
-    // Frames of one commit are held back until its last one is there; the cursor follows commits only.
-    let mut ahead = cursor.clone();
+    let end = tail.commits.last().map_or(superblock.log, |(_, end)| *end);
+    let epoch = superblock.epoch + tail.commits.len() as u64;
+    if epoch < acknowledged {
+        return Err(OpenError::LogDamaged { offset: RING + end.at % geometry.ring, epoch, acknowledged });
+    }
+    anchor(epoch, options)?;
+    let commits = tail.commits.into_iter().map(|(changes, _)| changes).collect();
+    Ok(Found { sealer, commits, epoch, end, torn: tail.torn, next_cell })
+}
+
+/// The commits in the log, each with the place after it.
+struct LogTail {
+    commits: Vec<(Vec<Change>, Place)>,
+    /// The last commit that a fence is known to have followed.
+    durable: u64,
+    torn: bool,
+}
+
+fn read_log(
+    media: &dyn Media,
+    geometry: &Geometry,
+    sealer: &Sealer,
+    superblock: &Superblock,
+) -> Result<LogTail, OpenError> {
+    let mut tail = LogTail { commits: Vec::new(), durable: superblock.epoch, torn: false };
+    let mut place = superblock.log;
+    // Frames of one commit are held back until its last one is there.
     let mut held = Vec::new();
     loop {
-        let offset = ahead.offset;
-        match frame::read(media, &mut opener, &mut ahead, (Kind::Commit, epoch + 1), &mut buffer)? {
-            Found::Frame { last } => {
-                held.extend(changes(&buffer, offset)?);
-                if last {
-                    for change in held.drain(..) {
-                        image.apply(change);
-                    }
-                    epoch += 1;
-                    cursor = ahead.clone();
+        let epoch = superblock.epoch + tail.commits.len() as u64 + 1;
+        match ring::read(media, geometry, sealer, &place)? {
+            Ok((frame, next)) if frame.epoch == epoch => {
+                place = next;
+                held.extend(frame.payload);
+                if frame.last {
+                    let malformed = || OpenError::Malformed { offset: RING + place.at % geometry.ring };
+                    let changes = record::decode(&held).ok_or_else(malformed)?;
+                    tail.durable = tail.durable.max(frame.durable);
+                    tail.commits.push((changes, place));
+                    held.clear();
                 }
             }
-            Found::End { torn } => {
-                let torn = torn || ahead.offset != cursor.offset;
-                let torn_tail = torn.then_some(TornTail { offset: cursor.offset, epoch: epoch + 1 });
-                return Ok(Replayed { image, cursor, epoch, torn_tail });
+            Ok(_) => break,
+            Err(torn) => {
+                tail.torn = torn || !held.is_empty();
+                break;
             }
         }
     }
+    Ok(tail)
 }
 
-fn changes(payload: &[u8], offset: u64) -> Result<Vec<Change>, OpenError> {
-    codec::decode(payload).ok_or(OpenError::Malformed { offset })
+fn in_place(
+    media: &dyn Media,
+    geometry: &Geometry,
+    sealer: &Sealer,
+    changes: &[Change],
+) -> Result<bool, OpenError> {
+    let mut block = [0; PAGE];
+    for reference in changes.iter().flat_map(Change::references) {
+        let Some(offset) = geometry.offset(reference.slot()) else { return Ok(false) };
+        media.read(offset, &mut block)?;
+        if !sealer.open_block(reference, &mut block) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }

@@ -1,121 +1,119 @@
-//! What is on the medium: writing commits, generations and watermarks in the order that makes them safe.
+//! What the heap and its snapshots share: the medium, its key, and index nodes read from it.
 
-use thiserror::Error;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use crate::codec::Op;
-use crate::frame::{self, Cursor, Kind};
+use super::batch::{PAGE, Page};
+use super::block::{Geometry, Ref};
+use super::error::ReadError;
+use super::mutants::{self, Mutant};
+use super::node::{Kind, Node};
+use super::seal::Sealer;
 use crate::media::{Media, MediaError};
-use crate::seal::{self, Keys, MacKey, SealError, Sealer};
-use crate::superblock::{
-    SUPERBLOCK, SUPERBLOCKS, Superblock, WATERMARKS, encode_watermark, watermark_offset,
-};
 
-/// A failure while writing; after it nothing is known about the medium.
-#[derive(Debug, Error)]
-pub(crate) enum StoreError {
-    #[error(transparent)]
-    Media(#[from] MediaError),
-    #[error(transparent)]
-    Seal(#[from] SealError),
-}
+/// Index nodes kept for readers; 16 MiB.
+const CACHE: usize = 4096;
 
-/// An open medium at the end of its log.
 pub(crate) struct Store {
     pub(crate) media: Box<dyn Media>,
-    pub(crate) keys: Keys,
-    pub(crate) watermark: MacKey,
-    pub(crate) superblock: Superblock,
-    pub(crate) cursor: Cursor,
+    pub(crate) geometry: Geometry,
     pub(crate) sealer: Sealer,
-    pub(crate) buffer: Vec<u8>,
+    /// Nodes that are not part of the writer's tree in RAM, by slot.
+    cache: Mutex<HashMap<u32, (Ref, Arc<Node>)>>,
+    /// Slots that snapshots hold.
+    pub(crate) pins: Pins,
+    /// What was written lately.
+    pub(crate) history: RwLock<super::history::History>,
 }
 
 impl Store {
-    /// Initialises a blank medium; `initial` has generation 0.
-    ///
-    /// Until the first superblock of generation 1 is durable, the second copy says generation 0, or all else
-    /// is blank; either way the next open knows that nothing was ever committed, and begins again.
-    pub(crate) fn create(media: Box<dyn Media>, keys: Keys, initial: Superblock) -> Result<Self, StoreError> {
-        let watermark = keys.watermark(initial.media)?;
-        let sealer = Sealer::new(&keys)?;
-        let cursor = Cursor::new(&initial);
-        let buffer = Vec::new();
-        let mut store = Self { media, keys, watermark, superblock: initial, cursor, sealer, buffer };
-        store.write_superblock(1)?;
-        // An earlier attempt may have left a torn first copy, which must not be completed by the one to come.
-        store.media.write(SUPERBLOCKS[0], &[0; SUPERBLOCK])?;
-        store.media.fence()?;
-        for offset in WATERMARKS {
-            store.media.write(offset, &encode_watermark(0, &store.watermark))?;
+    pub(crate) fn new(media: Box<dyn Media>, geometry: Geometry, sealer: Sealer, epoch: u64) -> Self {
+        let history = RwLock::new(super::history::History::new(epoch));
+        Self { media, geometry, sealer, cache: Mutex::default(), pins: Pins::default(), history }
+    }
+
+    /// Writes a block to its slot.
+    #[inline]
+    pub(crate) fn write(&self, slot: u32, block: &Page) -> Result<(), MediaError> {
+        self.media.write(self.offset(slot), block)
+    }
+
+    fn offset(&self, slot: u32) -> u64 {
+        // A slot outside can only come from a damaged plain heap; reading or writing there is refused by the
+        // medium.
+        self.geometry.offset(slot).unwrap_or(u64::MAX - PAGE as u64)
+    }
+
+    /// Reads a block: copied out first, then authenticated.
+    pub(crate) fn read(&self, reference: &Ref, into: &mut Page) -> Result<(), ReadError> {
+        let offset = self.offset(reference.slot());
+        self.media.read(offset, into)?;
+        if self.sealer.open_block(reference, into) || mutants::on(Mutant::BlockTagIgnored) {
+            return Ok(());
         }
-        store.switch(0, std::iter::empty())?;
-        Ok(store)
+        into.fill(0);
+        Err(ReadError::Damaged { offset })
     }
 
-    /// Bytes that these changes would take.
-    pub(crate) fn length<'a>(&self, ops: impl Iterator<Item = Op<'a>>) -> u64 {
-        frame::length(ops, &self.superblock)
+    /// Whether a block is on the medium as it was sealed.
+    pub(crate) fn check(&self, reference: &Ref) -> Result<bool, MediaError> {
+        let mut block = [0; PAGE];
+        match self.read(reference, &mut block) {
+            Ok(()) => Ok(true),
+            Err(ReadError::Media(error)) => Err(error),
+            Err(_) => Ok(false),
+        }
     }
 
-    /// Bytes in one arena.
-    pub(crate) fn capacity(&self) -> u64 {
-        let arena = self.superblock.arena();
-        arena.end - arena.start
+    /// Reads an index node.
+    pub(crate) fn load(&self, reference: &Ref, kind: Kind) -> Result<Arc<Node>, ReadError> {
+        {
+            let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((cached, node)) = cache.get(&reference.slot())
+                && cached == reference
+            {
+                return Ok(node.clone());
+            }
+        }
+        let mut block = [0; PAGE];
+        self.read(reference, &mut block)?;
+        let malformed = || ReadError::Malformed { offset: self.offset(reference.slot()) };
+        let node = Arc::new(Node::stored(*reference, kind, &block).ok_or_else(malformed)?);
+        let mut cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if cache.len() >= CACHE {
+            cache.clear();
+        }
+        cache.insert(reference.slot(), (*reference, node.clone()));
+        Ok(node)
     }
 
-    /// Appends a commit to the log; durable on return.
-    ///
-    /// One fence is enough: the tags prove a commit whole, so there is no commit word that could reach the
-    /// medium before what it vouches for.
-    pub(crate) fn append<'a>(
-        &mut self,
-        epoch: u64,
-        ops: impl Iterator<Item = Op<'a>>,
-    ) -> Result<(), StoreError> {
-        self.write_frames((Kind::Commit, epoch), ops)?;
-        Ok(self.media.fence()?)
+    /// Forgets a node that the writer takes over.
+    pub(crate) fn forget(&self, slot: u32) {
+        self.cache.lock().unwrap_or_else(PoisonError::into_inner).remove(&slot);
+    }
+}
+
+/// Which moments are held by snapshots. A slot given up at some moment is free once no older one is held.
+#[derive(Default)]
+pub(crate) struct Pins(Mutex<std::collections::BTreeMap<u64, usize>>);
+
+impl Pins {
+    pub(crate) fn hold(&self, moment: u64) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(moment).or_default() += 1;
     }
 
-    /// Writes the state as the base of the next generation into the other arena and makes that the current
-    /// one; durable on return.
-    pub(crate) fn switch<'a>(
-        &mut self,
-        epoch: u64,
-        ops: impl Iterator<Item = Op<'a>>,
-    ) -> Result<(), StoreError> {
-        let generation = self.superblock.generation + 1;
-        let next = Superblock { generation, base_epoch: epoch, seed: seal::random()?, ..self.superblock };
-        self.sealer = Sealer::new(&self.keys)?;
-        self.cursor = Cursor::new(&next);
-        self.superblock = next;
-        self.write_frames((Kind::Base, epoch), ops)?;
-        // The base must be durable before a superblock points at it. This fence also completes the second
-        // superblock copy of the last switch, before the first copy is overwritten.
-        self.media.fence()?;
-        self.write_superblock(0)?;
-        // One copy must be whole at any time: the first before the second is touched.
-        self.media.fence()?;
-        // The second copy may become durable with the next fence; until then the first one stands.
-        self.write_superblock(1)
+    pub(crate) fn release(&self, moment: u64) {
+        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = held.get_mut(&moment) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(&moment);
+            }
+        }
     }
 
-    /// Notes that commits up to `epoch` are durable. The note itself becomes so with the next fence: it serves
-    /// to tell damage from a torn tail, and may lag behind by one commit.
-    pub(crate) fn acknowledge(&mut self, epoch: u64) -> Result<(), StoreError> {
-        let cell = encode_watermark(epoch, &self.watermark);
-        Ok(self.media.write(watermark_offset(epoch), &cell)?)
-    }
-
-    pub(crate) fn write_superblock(&mut self, copy: usize) -> Result<(), StoreError> {
-        Ok(self.media.write(SUPERBLOCKS[copy], &self.superblock.encode(&self.keys))?)
-    }
-
-    fn write_frames<'a>(
-        &mut self,
-        what: (Kind, u64),
-        ops: impl Iterator<Item = Op<'a>>,
-    ) -> Result<(), StoreError> {
-        let Self { media, sealer, cursor, buffer, .. } = self;
-        frame::write(media.as_mut(), sealer, cursor, what, ops, buffer)
+    /// The oldest moment held.
+    pub(crate) fn oldest(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).keys().next().copied()
     }
 }

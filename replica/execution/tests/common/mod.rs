@@ -8,7 +8,7 @@ use execution::{
     canister_id,
 };
 use heap::MemMedia;
-use heap::paged::{Heap, Key, OpenOptions};
+use heap::{Heap, Key, OpenOptions};
 use ic_management_canister_types::{
     CanisterIdRecord, CanisterInstallMode, InstallCodeArgs, UpgradeFlags, WasmMemoryPersistence,
 };

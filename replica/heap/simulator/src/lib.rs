@@ -9,8 +9,8 @@ mod model;
 pub use image::{Disk, Image, Recorder};
 pub use model::Random;
 
-use heap::paged::mutants::{self, Mutant};
-use heap::paged::{CommitError, Heap, Key, OpenOptions};
+use heap::mutants::{self, Mutant};
+use heap::{CommitError, Heap, Key, OpenOptions};
 use image::{CUTS, Event, GROWTH, LENGTH};
 use model::{Check, Model, batch, ops};
 use std::collections::HashSet;

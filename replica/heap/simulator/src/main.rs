@@ -1,7 +1,7 @@
 //! `heap-simulator`: explores crash states of the persistent heap.
 
 use clap::Parser;
-use heap::paged::mutants::Mutant;
+use heap::mutants::Mutant;
 use heap_simulator::Simulator;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -1,6 +1,6 @@
 //! What the heap should hold, random changes, and what is compared after a recovery.
 
-use heap::paged::{Batch, Heap, PAGE, Page, SpaceId};
+use heap::{Batch, Heap, PAGE, Page, SpaceId};
 use std::collections::BTreeMap;
 
 /// SplitMix64: small, seeded, good enough to choose crash states.
@@ -142,7 +142,7 @@ impl Check {
         check
     }
 
-    fn read(&mut self, heap: &Heap, random: &mut Random, whole: bool) -> Result<(), heap::paged::ReadError> {
+    fn read(&mut self, heap: &Heap, random: &mut Random, whole: bool) -> Result<(), heap::ReadError> {
         if whole {
             let audit = heap.audit()?;
             if !audit.lost.is_empty() || !audit.damaged.is_empty() {

@@ -14,7 +14,7 @@ use std::io;
 use thiserror::Error;
 
 /// Granularity of [`Media::write`] in bytes: one cache line.
-pub(crate) const LINE: usize = 64;
+const LINE: usize = 64;
 
 /// What a medium is, hence what a fence on it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

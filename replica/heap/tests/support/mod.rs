@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use heap::paged::{Batch, Key, OpenOptions, PAGE, Page, Snapshot, SpaceId};
+use heap::{Batch, Key, OpenOptions, PAGE, Page, Snapshot, SpaceId};
 
 /// SplitMix64: small, seeded, good enough to choose cases.
 pub(crate) struct Random(pub(crate) u64);
