@@ -145,11 +145,7 @@ fn insert_below(
 /// third of a block, so each half fits.
 fn split(writer: &mut Writer, body: &mut Body) -> Result<(Box<[u8]>, Child), WriteError> {
     let half = body.size() / 2;
-    fn at<T>(
-        entries: &mut Vec<(Box<[u8]>, T)>,
-        half: usize,
-        size: impl Fn(&(Box<[u8]>, T)) -> usize,
-    ) -> usize {
+    fn at<T>(entries: &[(Box<[u8]>, T)], half: usize, size: impl Fn(&(Box<[u8]>, T)) -> usize) -> usize {
         let mut sum = 0;
         let whole = entries.iter().take_while(|entry| {
             sum += size(entry);

@@ -69,5 +69,5 @@ pub use heap::{Heap, Status};
 pub use media::{BarMedia, FileMedia, Media, MediaError, MediaKind, MemMedia};
 pub use recovery::{OpenOptions, Recovery};
 pub use seal::{Key, KeyId, SealError};
-pub use snapshot::Snapshot;
+pub use snapshot::{Entry, Snapshot};
 pub use superblock::{FORMAT_VERSION, MediaId};

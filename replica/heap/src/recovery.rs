@@ -68,7 +68,7 @@ impl Heap {
     /// Opens the heap on a medium, and makes one if the medium is blank and [`OpenOptions::create`] is set.
     /// Costs what the tail of the log costs, whatever the heap holds.
     ///
-    /// Opening an existing heap commits an empty batch, so the epoch goes on by one. With that, a commit in
+    /// Opening an existing heap commits an empty batch (if the log has room), so the epoch goes on by one. With that, a commit in
     /// flight that was found incomplete is given up for good: its place is taken, and its epoch lies behind,
     /// so whoever kept it cannot pass it off as what was committed later.
     pub fn open(
@@ -88,7 +88,7 @@ impl Heap {
             media.fence()?;
         }
         let (superblock, stale) = match head(media.as_ref(), key)? {
-            Head::Current(superblock, stale) => (superblock, stale),
+            Head::Current(superblock, stale) => (*superblock, stale),
             Head::New => {
                 anchor(0, options)?;
                 if !options.create {
@@ -145,12 +145,14 @@ impl Heap {
         Ok((heap, recovery))
     }
 
-    /// Commits an empty batch. The log always has room for one.
+    /// Commits an empty batch. Without room for one there is no commit to give up in the log either.
     fn give_up_tail(&mut self) -> Result<(), WriteError> {
-        let epoch = self.live.epoch + 1;
         let Writer { store, nonces, .. } = &mut self.writer;
-        self.log.write(store, nonces, (epoch, self.published.epoch), &[])?;
-        self.live.epoch = epoch;
+        if self.log.room(&store.geometry) {
+            let epoch = self.live.epoch + 1;
+            self.log.write(store, nonces, (epoch, self.published.epoch), &[])?;
+            self.live.epoch = epoch;
+        }
         self.make_durable()
     }
 }
@@ -172,14 +174,14 @@ fn anchor(epoch: u64, options: &OpenOptions) -> Result<(), OpenError> {
 }
 
 /// What the superblock copies say together.
-pub(crate) enum Head {
+enum Head {
     /// Nothing was ever committed.
     New,
     /// The newest valid superblock, and which copy differs from it.
-    Current(Superblock, Option<usize>),
+    Current(Box<Superblock>, Option<usize>),
 }
 
-pub(crate) fn head(media: &dyn Media, key: &Key) -> Result<Head, OpenError> {
+fn head(media: &dyn Media, key: &Key) -> Result<Head, OpenError> {
     let mut bytes = [[0; SUPERBLOCK]; 2];
     media.read(SUPERBLOCKS[0], &mut bytes[0])?;
     media.read(SUPERBLOCKS[1], &mut bytes[1])?;
@@ -198,7 +200,7 @@ pub(crate) fn head(media: &dyn Media, key: &Key) -> Result<Head, OpenError> {
     });
     if let Some(newest) = valid.max_by_key(|superblock| superblock.generation) {
         let differs = |copy: &Copy| *copy != Copy::Valid(newest);
-        return Ok(Head::Current(newest, copies.iter().position(differs)));
+        return Ok(Head::Current(Box::new(newest), copies.iter().position(differs)));
     }
     // An initialisation writes the second copy only once the first is durable.
     if matches!(copies, [Copy::Blank | Copy::Damaged, Copy::Blank]) && blank_behind(media)? {
@@ -267,9 +269,9 @@ fn create(media: Box<dyn Media>, key: &Key, options: &OpenOptions) -> Result<Hea
 }
 
 /// What the log says.
-pub(crate) struct Found {
-    pub(crate) sealer: Sealer,
-    pub(crate) commits: Vec<Vec<Change>>,
+struct Found {
+    sealer: Sealer,
+    commits: Vec<Vec<Change>>,
     pub(crate) epoch: u64,
     pub(crate) end: Place,
     pub(crate) torn: bool,
@@ -277,7 +279,7 @@ pub(crate) struct Found {
 }
 
 /// Checks a medium against its superblock and the caller's wishes, and reads the log. Changes nothing.
-pub(crate) fn examine(
+fn examine(
     media: &dyn Media,
     key: &Key,
     superblock: &Superblock,

@@ -54,6 +54,14 @@ impl Log {
         needed(geometry, payload) <= geometry.ring - self.used().min(geometry.ring)
     }
 
+    /// Whether the smallest record fits at the very place where the head is. If not, nobody wrote there either.
+    pub(crate) fn room(&self, geometry: &Geometry) -> bool {
+        let length = frame_length(geometry, 0);
+        let offset = self.head.at % geometry.ring;
+        let gap = if offset + length > geometry.ring { geometry.ring - offset } else { 0 };
+        self.used() + gap + length <= geometry.ring
+    }
+
     /// Writes the frames of a commit.
     pub(crate) fn write(
         &mut self,

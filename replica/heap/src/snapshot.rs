@@ -13,6 +13,9 @@ use super::radix;
 use super::record::Meta;
 use super::store::Store;
 
+/// A metadata key and its value.
+pub type Entry = (Vec<u8>, Vec<u8>);
+
 /// One committed state. Holds what it shows on the medium until the last clone is dropped.
 #[derive(Clone)]
 pub struct Snapshot(Arc<Held>);
@@ -164,7 +167,7 @@ impl Snapshot {
     }
 
     /// Metadata whose keys begin with `prefix`, in ascending order of the keys.
-    pub fn meta_range(&self, prefix: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, ReadError> {
+    pub fn meta_range(&self, prefix: &[u8]) -> Result<Vec<Entry>, ReadError> {
         let view = &self.0.view;
         let from = meta_key(prefix);
         let mut indexed = BTreeMap::new();

@@ -68,6 +68,27 @@ fn shared_memory_survives_the_process_and_disk_files_are_refused() {
     assert!(refused.to_string().contains("map the file as NVRAM"), "{refused}");
 }
 
+/// Every open takes a place in the log; however often, none is taken that is still needed.
+#[test]
+fn opening_again_and_again_needs_no_commit_between() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("nvram");
+    let open = || {
+        Heap::open(Box::new(FileMedia::open_or_create(&path, 1 << 20).unwrap()), &key(), &create()).unwrap()
+    };
+    let (mut heap, _) = open();
+    commit(&mut heap, &[Op::Page(1, 3, 5)]).unwrap();
+    let model = Model::of(&heap.snapshot());
+    drop(heap);
+    for _ in 0..30 {
+        let (heap, recovery) = open();
+        assert!(!recovery.torn_tail);
+        assert_eq!(Model::of(&heap.snapshot()), model);
+    }
+    commit(&mut open().0, &[Op::Page(1, 3, 6)]).unwrap();
+    assert_eq!(Model::of(&open().0.snapshot()).spaces[&1].1[&3], 6);
+}
+
 /// 512 GiB of medium, all of it sparse; a space of 500 GiB; opening reads next to nothing.
 #[test]
 fn large_media_and_sparse_spaces() {

@@ -43,7 +43,7 @@ fn patch(blocks: &mut Blocks, mut offset: usize, mut bytes: &[u8]) {
 
 /// A medium as it stands between sessions, and the states that may be found on it.
 #[derive(Clone)]
-pub struct Disk {
+pub(crate) struct Disk {
     /// What survives for certain; blocks that are missing are zero.
     durable: Arc<Blocks>,
     pub(crate) pending: Vec<Write>,
@@ -78,7 +78,7 @@ impl Disk {
         let header_word = random.below(4) as usize;
         for (index, Write { offset, bytes }) in self.pending.iter().enumerate() {
             let words = bytes.len() / 8;
-            let mut keep = |image: &mut Image, from: usize, to: usize| {
+            let keep = |image: &mut Image, from: usize, to: usize| {
                 patch(&mut image.patched(*offset, bytes.len()), offset + from * 8, &bytes[from * 8..to * 8]);
             };
             match cut {
@@ -145,7 +145,7 @@ impl Disk {
 }
 
 /// A medium made of blocks shared with a disk and blocks of its own.
-pub struct Image {
+pub(crate) struct Image {
     base: Arc<Blocks>,
     blocks: Mutex<Blocks>,
     pub(crate) length: u64,
@@ -229,7 +229,7 @@ impl Media for Image {
 
 /// Remembers writes and fences; reads see all writes.
 #[derive(Clone)]
-pub struct Recorder {
+pub(crate) struct Recorder {
     image: Arc<Image>,
     events: Arc<Mutex<Vec<Event>>>,
 }

@@ -6,12 +6,11 @@
 mod image;
 mod model;
 
-pub use image::{Disk, Image, Recorder};
 pub use model::Random;
 
 use heap::mutants::{self, Mutant};
 use heap::{CommitError, Heap, Key, OpenOptions};
-use image::{CUTS, Event, GROWTH, LENGTH};
+use image::{CUTS, Disk, Event, GROWTH, LENGTH, Recorder};
 use model::{Check, Model, batch, ops};
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -85,7 +85,7 @@ pub(crate) fn batch<T>(ops: &[Op], run: impl FnOnce(&Batch<'_>) -> T) -> T {
 /// What a heap should hold: of each space its length and what its pages are made from; of each value its byte
 /// and length.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Model {
+pub(crate) struct Model {
     spaces: BTreeMap<u64, (u64, BTreeMap<u64, u64>)>,
     meta: BTreeMap<u8, (u8, usize)>,
 }
