@@ -10,8 +10,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use execution::{Engine, RunError, canister_id};
-use heap::{Heap, Key, OpenOptions as HeapOptions};
 use heap::{BarMedia, FileMedia, Media, MediaError};
+use heap::{Heap, Key, OpenOptions as HeapOptions};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, oneshot};
 use zeroize::Zeroizing;

@@ -155,7 +155,7 @@ pub(crate) fn prepare(upload: &[u8], limit: u64) -> Result<Prepared, PrepareErro
 }
 
 /// The same without marks, to see what they cost. What such a program changes cannot be committed.
-#[cfg(any(test, feature = "bench"))]
+#[cfg(feature = "bench")]
 pub(crate) fn prepare_untracked(upload: &[u8], limit: u64) -> Result<Prepared, PrepareError> {
     rewrite(upload, limit, false)
 }
