@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 /// SeaBIOS in its package.
 const BIOS: &str = "usr/share/seabios/bios-256k.bin";
 /// Lines that the build prints, for the progress bar only.
-const EXPECTED_LINES: u64 = 900;
+const EXPECTED_LINES: u64 = 4000;
 /// Raised when the steps below change.
 const METHOD: &str = "1";
 
