@@ -57,10 +57,10 @@ fn a_guest_that_crashes_is_started_again_until_it_is_given_up() {
     assert_eq!(world.qemus().len(), 5);
     assert_eq!(status.restarts, 4);
     let reasons: Vec<_> = status.reasons.iter().map(|reason| reason.reason.as_str()).collect();
-    assert!(
-        reasons[0].contains("exit status: 3") && reasons[0].contains("QEMU says: simulated crash"),
-        "{reasons:?}"
-    );
+    // The end of the port may be seen before that of the process.
+    let crash =
+        |reason: &&str| reason.contains("exit status: 3") && reason.contains("QEMU says: simulated crash");
+    assert!(reasons.iter().any(crash), "{reasons:?}");
     assert!(reasons.last().unwrap().contains("5 crashes within 10 minutes"), "{reasons:?}");
     // Given up is not gone: the reason stays readable until the operator stops the node.
     agent.signal(Signal::SIGINT);

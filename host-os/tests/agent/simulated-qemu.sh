@@ -19,7 +19,7 @@ done
 frame() {
     printf '%b%s' "$(printf '\\x%02x\\x%02x\\x00\\x00' $((${#1} & 255)) $((${#1} >> 8)))" "$1" >&"$fd"
 }
-frame '{"type":"hello","version":1}'
+frame '{"type":"hello","version":2}'
 while :; do
     frame '{"type":"health","phase":"ready","uptime_s":1,"replica_restarts":0,"memory_used":1,"addresses":[],"heap":"none: simulated","error":""}'
     # A message ends with a brace; none comes within a second unless something is wanted.
