@@ -27,6 +27,8 @@ use crate::pulse::Pulse;
 const BATCH: usize = 64;
 /// Longest sleep, so that time which a timer waits for is noticed.
 const NAP: Duration = Duration::from_secs(1);
+/// An idle query thread looks this often whether it shall end.
+const LOOK_UP: Duration = Duration::from_millis(100);
 /// wasmtime executes programs on this thread's stack; the memory is used only as far as they go.
 const STACK: usize = 64 << 20;
 
@@ -89,6 +91,7 @@ impl Executor {
             clock: clock.clone(),
             gate: gate.clone(),
             questions: Arc::new(Mutex::new(asked)),
+            stopping: stopping.clone(),
         };
         let mut worker = Worker {
             engine,
@@ -103,19 +106,25 @@ impl Executor {
         };
         // What was certified at the start is what the heap held.
         worker.publish();
-        let thread = std::thread::Builder::new()
-            .name("executor".into())
-            .stack_size(STACK)
-            .spawn(move || worker.work())?;
         let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let mut reading = Vec::with_capacity(processors);
         for number in 0..processors {
             let readers = readers.clone();
-            // They end with the last executor that could send them a question.
-            std::thread::Builder::new()
-                .name(format!("queries-{number}"))
-                .stack_size(STACK)
-                .spawn(move || readers.work())?;
+            let builder = std::thread::Builder::new().name(format!("queries-{number}")).stack_size(STACK);
+            reading.push(builder.spawn(move || readers.work())?);
         }
+        let stop = stopping.clone();
+        let thread =
+            std::thread::Builder::new().name("executor".into()).stack_size(STACK).spawn(move || {
+                let outcome = worker.work();
+                // Whoever waits for this thread may open the heap again: nobody reads it any more then.
+                stop.store(true, Ordering::Relaxed);
+                for reader in reading {
+                    // One that panicked reads nothing either.
+                    let _ = reader.join();
+                }
+                outcome
+            })?;
         Ok((Self { commands, questions, stopping }, thread))
     }
 
@@ -154,15 +163,19 @@ struct Readers {
     clock: Clock,
     gate: Arc<RwLock<()>>,
     questions: Arc<Mutex<Receiver<Question>>>,
+    stopping: Arc<AtomicBool>,
 }
 
 impl Readers {
     fn work(self) {
-        loop {
-            let question = self.questions.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Question(query, answer)) = question else { return };
-            // Whoever gave up waiting for an answer is not told.
-            let _ = answer.send(self.answer(query));
+        while !self.stopping.load(Ordering::Relaxed) {
+            let asked = self.questions.lock().unwrap_or_else(PoisonError::into_inner).recv_timeout(LOOK_UP);
+            match asked {
+                // Whoever gave up waiting for an answer is not told.
+                Ok(Question(query, answer)) => drop(answer.send(self.answer(query))),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
         }
     }
 

@@ -11,7 +11,7 @@ use base64::{Engine, engine::general_purpose::STANDARD};
 use serde_json::Value;
 use simulated_psp::chip::{Chip, LaunchContext};
 use simulated_psp::protocol::{Bytes, Request, Response};
-use std::{ffi::OsStr, path::Path};
+use std::{ffi::OsStr, path::Path, time::Duration};
 use tests::{Node, Setup, json, signed_by_development_keys, text};
 
 /// What `redoubt attest fetch` wrote, taken apart so that it can be changed.
@@ -257,6 +257,8 @@ fn by_nonce(setup: &Setup, node: &Node, record: &Record, later: &Record) -> Resu
 fn in_the_handshake(setup: &Setup, node: &Node, url: &str, record: &Record) -> Result<()> {
     let release = setup.release.as_path();
     let presented = Presented::from_certificate(&record.bytes("certificate")?)?;
+    // Ages are in whole seconds: let the evidence be older than none.
+    std::thread::sleep(Duration::from_millis(2100));
     ensure!(connect(setup, url, release, &["--max-age", "0"])? == ["handshake-stale"]);
     let mut old = record.clone();
     old.json["fetched_unix_s"] = (presented.issued_unix_s + 7200).into();
