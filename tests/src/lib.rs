@@ -12,7 +12,10 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -119,17 +122,28 @@ pub struct Node<'a> {
 /// One node at a time: an emulated guest takes all cores, and time limits should not depend on other tests.
 static ALONE: Mutex<()> = Mutex::new(());
 
+/// A port that nothing listens on, and that stays free while its node is down: below those which the kernel
+/// gives to outgoing connections (32768 and up, ip_local_port_range), and never the same twice in a process.
+fn free_port() -> Result<String> {
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..COUNT {
+        // Test programs that run at the same time start at different places.
+        let offset = (std::process::id() * 64 + NEXT.fetch_add(1, Ordering::Relaxed)) % COUNT;
+        let port = u16::try_from(FIRST + offset)?;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port.to_string());
+        }
+    }
+    bail!("no free port from {FIRST} to {}", FIRST + COUNT - 1)
+}
+
 impl<'a> Node<'a> {
     /// A node that was never started.
     pub fn new(setup: &'a Setup) -> Result<Self> {
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        // Held together, so that they differ; free again before the node needs them.
-        let free = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").and_then(|l| Ok((l.local_addr()?, l))));
-        let mut ports = [const { String::new() }; 3];
-        for (port, free) in ports.iter_mut().zip(&free) {
-            let (address, _) = free.as_ref().ok().context("no free port")?;
-            *port = address.port().to_string();
-        }
+        let ports = [free_port()?, free_port()?, free_port()?];
         Ok(Self { setup, dir: tempfile::tempdir()?, ports, _alone: alone })
     }
 
