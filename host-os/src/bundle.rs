@@ -214,7 +214,7 @@ impl ReleaseFiles {
             let found = file.metadata().map_err(unreadable)?.len();
             if found != entry.size {
                 let (path, expected) = (entry.path.clone(), entry.size);
-                return Err(FileError::WrongSize { name, path, expected, found }.into());
+                return Err(FileError::WrongSize { name: name.as_str(), path, expected, found }.into());
             }
             let bytes = read_at_most(file, entry.size).map_err(unreadable)?;
             manifest.check_file(name, &bytes)?;

@@ -43,14 +43,10 @@ pub mod names {
 
 /// Keys of the manifest's `inputs`.
 pub mod input_names {
-    /// SHA-256 of the lock.
-    pub const LOCK: &str = "inputs-lock";
     /// SHA-256 of the kernel's resolved configuration.
     pub const KERNEL_CONFIG: &str = "linux-config";
     /// SHA-256 of Cargo.lock.
     pub const CARGO_LOCK: &str = "cargo-lock";
-    /// Commit of this repository, with `-modified` behind it when files differed from it.
-    pub const COMMIT: &str = "source-commit";
 }
 
 /// What was built.
@@ -128,12 +124,13 @@ fn manifest(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         security_epoch: recipe.security_epoch,
         profile: recipe.profile,
+        source_commit: commit(&workshop.repository),
+        input_lock: workshop.inputs.lock.digest(),
         guest: Guest { measurements, ..guest },
+        host: None,
         inputs: BTreeMap::from([
-            (input_names::LOCK.to_owned(), workshop.inputs.lock.digest().to_string()),
             (input_names::KERNEL_CONFIG.to_owned(), Digest::of(read(names::KERNEL_CONFIG)).to_string()),
             (input_names::CARGO_LOCK.to_owned(), sha256_file(&workshop.repository.join("Cargo.lock"))?),
-            (input_names::COMMIT.to_owned(), commit(&workshop.repository)),
         ]),
     })
 }

@@ -98,12 +98,9 @@ impl Release {
     fn bound(&self) -> Vec<(String, Option<Digest>)> {
         let files = FileName::ALL.map(|name| self.manifest.guest.files.get(name));
         let mut bound: Vec<_> = files.iter().map(|file| (file.path.clone(), Some(file.sha256))).collect();
-        for (name, key) in
-            [(names::KERNEL_CONFIG, input_names::KERNEL_CONFIG), (names::LOCK, input_names::LOCK)]
-        {
-            let sha256 = self.manifest.inputs.get(key).and_then(|text| text.parse().ok());
-            bound.push((name.to_owned(), sha256));
-        }
+        let config = self.manifest.inputs.get(input_names::KERNEL_CONFIG).and_then(|text| text.parse().ok());
+        bound.push((names::KERNEL_CONFIG.to_owned(), config));
+        bound.push((names::LOCK.to_owned(), Some(self.manifest.input_lock)));
         bound
     }
 }
@@ -198,17 +195,20 @@ pub struct Options {
 
 /// That the checkout is what the release was made from; otherwise differences would mean nothing.
 pub fn require_same_sources(release: &Release, repository: &Path) -> Result<(), ReleaseError> {
-    let inputs = &release.manifest.inputs;
-    let says = |key: &str| inputs.get(key).cloned().unwrap_or_else(|| "nothing".to_owned());
-    let commit = says(input_names::COMMIT);
+    let manifest = &release.manifest;
+    let commit = manifest.source_commit.clone();
+    let cargo_lock = manifest.inputs.get(input_names::CARGO_LOCK).cloned();
     let lock = std::fs::read(recipe::folder(repository).join(crate::lock::FILE)).unwrap_or_default();
     let cargo = std::fs::read(repository.join("Cargo.lock")).unwrap_or_default();
-    for (what, key, found) in [
-        ("commit", input_names::COMMIT, guest::commit(repository)),
-        ("the locked inputs", input_names::LOCK, Digest::of(&lock).to_string()),
-        ("the Cargo.lock", input_names::CARGO_LOCK, Digest::of(&cargo).to_string()),
+    for (what, expected, found) in [
+        ("commit", commit.clone(), guest::commit(repository)),
+        ("the locked inputs", manifest.input_lock.to_string(), Digest::of(&lock).to_string()),
+        (
+            "the Cargo.lock",
+            cargo_lock.unwrap_or_else(|| "nothing".to_owned()),
+            Digest::of(&cargo).to_string(),
+        ),
     ] {
-        let expected = says(key);
         if expected != found {
             return Err(ReleaseError::OtherSources { what, expected, found, commit });
         }
@@ -335,7 +335,16 @@ mod tests {
         let machines = [("EPYC-v4".to_owned(), 1), ("EPYC-v4".to_owned(), 2)];
         guest.measurements = guest::measure(&guest, contents.map(|(_, content)| content), &machines).unwrap();
         let (version, profile) = ("1".to_owned(), release::Profile::Virtual);
-        let mut manifest = Manifest { version, security_epoch: 1, profile, guest, inputs: BTreeMap::new() };
+        let mut manifest = Manifest {
+            version,
+            security_epoch: 1,
+            profile,
+            source_commit: "unknown".to_owned(),
+            input_lock: Digest([0; 32]),
+            guest,
+            host: None,
+            inputs: BTreeMap::new(),
+        };
         forge(&mut manifest);
         std::fs::write(folder.join(names::MANIFEST), Envelope::new(manifest).unwrap().to_bytes()).unwrap();
         Release::read(folder).unwrap()
@@ -377,7 +386,7 @@ mod tests {
     fn a_checkout_of_other_sources_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let other = release(folder.path(), |manifest| {
-            manifest.inputs.insert(input_names::COMMIT.to_owned(), "0".repeat(40));
+            manifest.source_commit = "0".repeat(40);
         });
         let refused = require_same_sources(&other, folder.path()).unwrap_err();
         assert_eq!(refused.code(), "other-sources");

@@ -266,6 +266,6 @@ impl ApprovedManifest {
 
     /// Checks size and hash of a file's content. Use the same bytes afterwards: a second read may differ.
     pub fn check_file(&self, name: FileName, content: &[u8]) -> Result<(), FileError> {
-        self.manifest.guest.files.get(name).check(name, content)
+        self.manifest.guest.files.get(name).check(name.as_str(), content)
     }
 }

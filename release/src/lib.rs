@@ -15,12 +15,19 @@
 //! |---|---|
 //! | `_type`, `spec_version` | `redoubt-release`, 1 |
 //! | `version`, `security_epoch`, `profile` | [`Manifest`] |
-//! | `inputs` | what the build was made from: name to text |
+//! | `source_commit`, `input_lock` | commit of the sources; SHA-256 of the lock of all inputs |
+//! | `inputs` | what else the build was made from: name to text |
 //! | `guest.files.{kernel,initrd,firmware}` | `path`, `size` (bytes), `sha256`: [`File`] |
 //! | `guest.command_line`, `guest.guest_features`, `guest.policy` | the other inputs of the launch: [`Guest`] |
 //! | `guest.vcpu_type` | vCPU model that a node uses unless told otherwise; `measurements` has it |
 //! | `guest.measurements` | list of `vcpu_type`, `vcpus`, `measurement`, ascending by type, then count: [`VcpuMeasurement`] |
 //! | `guest.id_block` | optional: `family_id`, `image_id`, `id_key_digest`, optional `author_key_digest`: [`IdBlock`] |
+//! | `host` | optional: the machine's own system, [`HostImages`] |
+//! | `host.{uki,root,root_hash_tree}`, optional `host.installer` | `path`, `size`, `sha256`; each path of a manifest once |
+//! | `host.uki_authenticode`, `host.verity_root_hash` | what Secure Boot keys sign; what the kernel verifies the root by |
+//!
+//! `manifest.schema.json` beside this crate's sources describes the same for other programs (JSON schema, draft
+//! 2020-12).
 //!
 //! Both profiles have all of them. In `production` the firmware has SEV metadata and the measurements are the ones a
 //! processor computes; in `virtual` the firmware has none, and they are those of a simulation, which no processor ever
@@ -71,8 +78,8 @@ pub use id_block::{
     AuthorSignature, BlockSignature, ID_BLOCK_FILE, IdBlockSignatures, IdBlockSignaturesError,
 };
 pub use manifest::{
-    File, FileError, FileName, Files, Guest, IdBlock, InvalidManifest, Manifest, MeasurementError, Profile,
-    VcpuMeasurement,
+    File, FileError, FileName, Files, Guest, HostImages, IdBlock, InvalidManifest, Manifest,
+    MeasurementError, Profile, VcpuMeasurement,
 };
 pub use root::{KeyError, Root, RootError, key_id, signing_key_from_pem};
 

@@ -6,7 +6,10 @@ use crate::{
     digest::LaunchId,
 };
 use serde::{Deserialize, Serialize};
-use std::{collections::BTreeMap, fmt};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+};
 
 /// Longest kernel command line in bytes: `COMMAND_LINE_SIZE` of Linux on x86 is 2048 with its final zero.
 const MAX_COMMAND_LINE: usize = 2047;
@@ -40,9 +43,16 @@ pub struct Manifest {
     pub security_epoch: u64,
     /// Kind of node.
     pub profile: Profile,
+    /// Commit of the sources, hexadecimal; with `-modified` behind it when files differed from it.
+    pub source_commit: String,
+    /// SHA-256 of the lock of all inputs of the build.
+    pub input_lock: Digest,
     /// The confidential guest.
     pub guest: Guest,
-    /// What the build was made from: name to SHA-256, version or commit, for auditors.
+    /// The machine's own system; none in a release that brings a guest only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostImages>,
+    /// What else the build was made from: name to SHA-256 or version, for auditors.
     pub inputs: BTreeMap<String, String>,
 }
 
@@ -122,15 +132,20 @@ pub enum FileName {
 impl FileName {
     /// Every name.
     pub const ALL: [FileName; 3] = [FileName::Kernel, FileName::Initrd, FileName::Firmware];
+
+    /// The name for people.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            FileName::Kernel => "kernel",
+            FileName::Initrd => "initrd",
+            FileName::Firmware => "firmware",
+        }
+    }
 }
 
 impl fmt::Display for FileName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            FileName::Kernel => "kernel",
-            FileName::Initrd => "initrd",
-            FileName::Firmware => "firmware",
-        })
+        f.write_str(self.as_str())
     }
 }
 
@@ -142,6 +157,39 @@ impl Files {
             FileName::Initrd => &self.initrd,
             FileName::Firmware => &self.firmware,
         }
+    }
+}
+
+/// The host: what its firmware starts, and the root that this verifies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HostImages {
+    /// Unified kernel image, unsigned: its signature for Secure Boot is a file of its own.
+    pub uki: File,
+    /// Authenticode hash (SHA-256) of the unified kernel image: what Secure Boot keys sign.
+    pub uki_authenticode: Digest,
+    /// Root file system.
+    pub root: File,
+    /// dm-verity's hash area of the root, superblock included.
+    pub root_hash_tree: File,
+    /// Root hash of that tree; the command line in the unified kernel image has it too.
+    pub verity_root_hash: Digest,
+    /// The installer without the release that it carries: that one holds this manifest, so its hash cannot stand here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub installer: Option<File>,
+}
+
+impl HostImages {
+    /// Each file with its name for people.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &File)> {
+        let installer = self.installer.iter().map(|file| ("installer", file));
+        [
+            ("unified kernel image", &self.uki),
+            ("host's root", &self.root),
+            ("host's hash tree", &self.root_hash_tree),
+        ]
+        .into_iter()
+        .chain(installer)
     }
 }
 
@@ -164,7 +212,8 @@ impl File {
         File { path: path.into(), size: content.len() as u64, sha256: Digest::of(content) }
     }
 
-    pub(crate) fn check(&self, name: FileName, content: &[u8]) -> Result<(), FileError> {
+    /// Checks size and hash of a file's content; `name` is for people.
+    pub fn check(&self, name: &'static str, content: &[u8]) -> Result<(), FileError> {
         let path = self.path.clone();
         let found = content.len() as u64;
         if found != self.size {
@@ -199,7 +248,7 @@ pub enum FileError {
     )]
     WrongSize {
         /// Which file.
-        name: FileName,
+        name: &'static str,
         /// Its path in the manifest.
         path: String,
         /// Bytes by the manifest.
@@ -213,7 +262,7 @@ pub enum FileError {
     )]
     WrongHash {
         /// Which file.
-        name: FileName,
+        name: &'static str,
         /// Its path in the manifest.
         path: String,
         /// SHA-256 by the manifest.
@@ -321,12 +370,18 @@ pub enum InvalidManifest {
     /// GUEST_SVN has 32 bits.
     #[error("the security epoch {0} does not fit into the ID block's guest SVN; use at most 4294967295")]
     GuestSvn(u64),
-    /// The kernel, initrd or firmware is missing in all but name.
+    /// A file is missing in all but name.
     #[error("the {0} is empty; build it before the manifest")]
-    EmptyFile(FileName),
+    EmptyFile(&'static str),
     /// An absolute path, one that leaves the directory, or one with unusual characters.
     #[error("the path of the {0} is not a plain relative path; use 0-9 A-Z a-z . + - _ and /")]
-    Path(FileName),
+    Path(&'static str),
+    /// Two artefacts in one file: one of them is missing.
+    #[error("the {0} has the path of another file; give each file its own")]
+    SamePath(&'static str),
+    /// A placeholder instead of a root hash.
+    #[error("the host's root hash or Authenticode hash is all zeros; compute it from the host's images")]
+    BlankHostHash,
     /// Empty, too long, or with characters that have no place there.
     #[error("the {0} is empty, too long or has unusual characters; use up to 64 of 0-9 A-Z a-z . + - _")]
     Name(&'static str),
@@ -342,6 +397,12 @@ pub enum InvalidManifest {
 }
 
 impl Manifest {
+    /// Every file that the release consists of, with its name for people.
+    pub fn files(&self) -> impl Iterator<Item = (&'static str, &File)> {
+        let guest = FileName::ALL.into_iter().map(|name| (name.as_str(), self.guest.files.get(name)));
+        guest.chain(self.host.iter().flat_map(HostImages::files))
+    }
+
     /// Checks every rule and returns the canonical form: the bytes that are signed.
     pub fn to_canonical(&self) -> Result<Vec<u8>, InvalidManifest> {
         self.validate()?;
@@ -352,18 +413,29 @@ impl Manifest {
         if !is_name(&self.version) {
             return Err(InvalidManifest::Name("version"));
         }
+        if !is_name(&self.source_commit) {
+            return Err(InvalidManifest::Name("source commit"));
+        }
         let guest = &self.guest;
         if !is_name(&guest.vcpu_type) {
             return Err(InvalidManifest::Name("vCPU type"));
         }
-        for name in FileName::ALL {
-            let file = guest.files.get(name);
+        let mut paths = BTreeSet::new();
+        for (name, file) in self.files() {
             if file.size == 0 {
                 return Err(InvalidManifest::EmptyFile(name));
             }
             if !is_relative_path(&file.path) {
                 return Err(InvalidManifest::Path(name));
             }
+            if !paths.insert(&file.path) {
+                return Err(InvalidManifest::SamePath(name));
+            }
+        }
+        let blank =
+            |host: &HostImages| [host.verity_root_hash, host.uki_authenticode].contains(&Digest([0; 32]));
+        if self.host.as_ref().is_some_and(blank) {
+            return Err(InvalidManifest::BlankHostHash);
         }
         if guest.command_line.len() > MAX_COMMAND_LINE {
             return Err(InvalidManifest::CommandLineTooLong(guest.command_line.len()));

@@ -6,7 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers fail the test")]
 
 use release::{
-    Digest, Envelope, File, FileName, Files, Guest, IdBlock, LaunchId, Manifest, Measurement,
+    Digest, Envelope, File, FileName, Files, Guest, HostImages, IdBlock, LaunchId, Manifest, Measurement,
     MeasurementError, Profile, VcpuMeasurement, development, key_id, sign, verify,
 };
 
@@ -23,6 +23,16 @@ fn manifest() -> Manifest {
         version: "1.2.3-golden".into(),
         security_epoch: 4,
         profile: Profile::Virtual,
+        source_commit: "0123456789abcdef0123456789abcdef01234567".into(),
+        input_lock: Digest::of(b"lock bytes"),
+        host: Some(HostImages {
+            uki: File::describe("host.efi", b"uki bytes"),
+            uki_authenticode: Digest::of(b"authenticode"),
+            root: File::describe("host-root.erofs", b"root bytes"),
+            root_hash_tree: File::describe("host-root.verity", b"hash tree bytes"),
+            verity_root_hash: Digest::of(b"root hash"),
+            installer: Some(File::describe("installer.efi", b"installer bytes")),
+        }),
         guest: Guest {
             files: Files {
                 kernel: File::describe("guest/bzImage", b"kernel bytes"),
@@ -69,7 +79,6 @@ fn manifest() -> Manifest {
         },
         inputs: [
             ("linux", "6.12.117"),
-            ("commit", "0123456789abcdef0123456789abcdef01234567"),
             ("Toolchain", "1.95"),
         ]
         .map(|(name, value)| (name.into(), value.into()))
@@ -93,7 +102,7 @@ fn we_accept_it() {
     assert_eq!(approved.manifest(), &manifest());
     assert_eq!(
         approved.digest().to_string(),
-        "1647e23b4b2cbfb30d0e55544d2f1d217b4c632d7fe1cec1de77268fcac65802"
+        "7e41cec0deb27127832293a0febf199b5c809996f97a10c2c6de1be6f58bdc19"
     );
     assert_eq!(approved.signers().len(), 2);
     let approved = approved.require_profile(Profile::Virtual).unwrap();

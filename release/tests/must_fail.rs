@@ -3,8 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers fail the test")]
 
 use release::{
-    Envelope, FileError, FileName, InvalidManifest, MAX_DOCUMENT, ManifestError, Measurement, Profile,
-    ProfileMismatch, SignError, SigningKey, VcpuMeasurement, development, key_id, sign, verify,
+    Digest, Envelope, FileError, FileName, HostImages, InvalidManifest, MAX_DOCUMENT, Manifest,
+    ManifestError, Measurement, Profile, ProfileMismatch, SignError, SigningKey, VcpuMeasurement,
+    development, key_id, sign, verify,
 };
 use serde_json::{Value, json};
 
@@ -30,6 +31,10 @@ fn changed(change: impl FnOnce(&mut Value)) -> Vec<u8> {
     let mut value: Value = serde_json::from_slice(GOLDEN).unwrap();
     change(&mut value);
     serde_json::to_vec(&value).unwrap()
+}
+
+fn host(manifest: &mut Manifest) -> &mut HostImages {
+    manifest.host.as_mut().unwrap()
 }
 
 fn golden_text() -> String {
@@ -137,7 +142,10 @@ fn non_canonical() {
         }),
         (
             "order of members",
-            text.replace(r#""security_epoch":4,"spec_version":1"#, r#""spec_version":1,"security_epoch":4"#),
+            text.replace(
+                r#""profile":"virtual","security_epoch":4"#,
+                r#""security_epoch":4,"profile":"virtual""#,
+            ),
         ),
         ("order of signatures", {
             let mut value: Value = serde_json::from_str(&text).unwrap();
@@ -258,7 +266,7 @@ fn missing_measurements_and_files() {
 #[test]
 fn invalid_manifests_cannot_be_signed() {
     type Spoil = fn(&mut release::Manifest);
-    let cases: [(Spoil, InvalidManifest); 14] = [
+    let cases: [(Spoil, InvalidManifest); 20] = [
         (|m| m.guest.measurements.clear(), InvalidManifest::NoMeasurements),
         (
             |m| m.guest.measurements.reverse(),
@@ -283,9 +291,18 @@ fn invalid_manifests_cannot_be_signed() {
             },
             InvalidManifest::BlankMeasurement { vcpus: 0 },
         ),
-        (|m| m.guest.files.initrd.size = 0, InvalidManifest::EmptyFile(FileName::Initrd)),
-        (|m| m.guest.files.kernel.path = "../kernel".into(), InvalidManifest::Path(FileName::Kernel)),
-        (|m| m.guest.files.firmware.path = "/etc/passwd".into(), InvalidManifest::Path(FileName::Firmware)),
+        (|m| m.guest.files.initrd.size = 0, InvalidManifest::EmptyFile("initrd")),
+        (|m| host(m).root.size = 0, InvalidManifest::EmptyFile("host's root")),
+        (|m| host(m).uki.path = "/host.efi".into(), InvalidManifest::Path("unified kernel image")),
+        (
+            |m| host(m).root_hash_tree.path = host(m).root.path.clone(),
+            InvalidManifest::SamePath("host's hash tree"),
+        ),
+        (|m| host(m).verity_root_hash = Digest([0; 32]), InvalidManifest::BlankHostHash),
+        (|m| host(m).uki_authenticode = Digest([0; 32]), InvalidManifest::BlankHostHash),
+        (|m| m.source_commit = String::new(), InvalidManifest::Name("source commit")),
+        (|m| m.guest.files.kernel.path = "../kernel".into(), InvalidManifest::Path("kernel")),
+        (|m| m.guest.files.firmware.path = "/etc/passwd".into(), InvalidManifest::Path("firmware")),
         (|m| m.version.clear(), InvalidManifest::Name("version")),
         (|m| m.guest.vcpu_type = "EPYC,policy=0".into(), InvalidManifest::Name("vCPU type")),
         (|m| m.guest.command_line = "x".repeat(2048), InvalidManifest::CommandLineTooLong(2048)),
@@ -321,7 +338,7 @@ fn tampered_files() {
         (FileName::Kernel, b"initrd bytes"),
     ] {
         match approved.check_file(name, content).unwrap_err() {
-            FileError::WrongHash { name: found, .. } => assert_eq!(found, name),
+            FileError::WrongHash { name: found, .. } => assert_eq!(found, name.as_str()),
             other => panic!("{other:?}"),
         }
     }

@@ -45,6 +45,9 @@ pub(crate) fn manifest() -> Manifest {
         version: "1.2.3".into(),
         security_epoch: 1,
         profile: Profile::Virtual,
+        source_commit: "0123456789abcdef0123456789abcdef01234567".into(),
+        input_lock: release::Digest([3; 32]),
+        host: None,
         guest: Guest {
             files: Files {
                 kernel: File::describe("vmlinuz", &kernel()),

@@ -65,6 +65,9 @@ impl Release {
             version: "2.0.0".into(),
             security_epoch: 5,
             profile: Profile::Production,
+            source_commit: "0123456789abcdef0123456789abcdef01234567".into(),
+            input_lock: release::Digest([3; 32]),
+            host: None,
             guest: Guest {
                 files: Files {
                     kernel: File::describe("vmlinuz", &kernel),
