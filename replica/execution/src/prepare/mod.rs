@@ -28,6 +28,7 @@ use crate::api::Metadata;
 use crate::state::WASM_PAGE;
 use crate::working::CARD_BYTES;
 
+pub(crate) mod cover;
 mod track;
 
 use track::{ADDED_IMPORTS, Renumber, Tracking};

@@ -4,7 +4,8 @@
 //! page in which it begins is looked at; if it is zero, the imported function `redoubt.mark` is told. So each page
 //! costs one call per message, and every further store a load and a branch that is hardly ever taken, and that the
 //! compiler is told to lay out of the way. A store that runs into the next page leaves that one unmarked: the
-//! collector finds out by the page's first bytes (see `crate::working`). Bulk instructions mark all their pages.
+//! collector finds out by the page's first bytes (see `crate::working`). For the same reason one mark serves several
+//! stores close behind each other (see `cover`). Bulk instructions mark all their pages.
 //!
 //! The address of a mark is computed as that of the store, without its checks: where it wraps or lies outside, the
 //! store traps, and a mark too many does no harm.
@@ -18,6 +19,7 @@ use wasm_encoder::{BlockType, BranchHint, BranchHints, CodeSection, Function, In
 use wasmparser::{FunctionBody, Operator};
 
 use super::PrepareError;
+use super::cover::Cover;
 
 /// Index of the added memory; uploaded modules have at most one.
 pub(super) const CARDS: u32 = 1;
@@ -62,8 +64,8 @@ pub(super) struct Tracking {
 
 /// What an instruction writes, and how.
 enum Write {
-    /// A store of a value of this type at the address plus offset.
-    Store(ValType, u64),
+    /// A store of a value of this type at the address plus offset, and how many bytes it writes.
+    Store(ValType, u64, u64),
     Fill,
     Copy,
     Init,
@@ -71,25 +73,32 @@ enum Write {
 
 fn write_of(operator: &Operator<'_>) -> Option<Write> {
     use Operator as O;
-    let (ty, memarg) = match operator {
-        O::I32Store { memarg } | O::I32Store8 { memarg } | O::I32Store16 { memarg } => (ValType::I32, memarg),
-        O::I64Store { memarg }
-        | O::I64Store8 { memarg }
-        | O::I64Store16 { memarg }
-        | O::I64Store32 { memarg } => (ValType::I64, memarg),
-        O::F32Store { memarg } => (ValType::F32, memarg),
-        O::F64Store { memarg } => (ValType::F64, memarg),
-        O::V128Store { memarg }
-        | O::V128Store8Lane { memarg, .. }
-        | O::V128Store16Lane { memarg, .. }
-        | O::V128Store32Lane { memarg, .. }
-        | O::V128Store64Lane { memarg, .. } => (ValType::V128, memarg),
+    let (ty, bytes, memarg) = match operator {
+        O::I32Store8 { memarg } => (ValType::I32, 1, memarg),
+        O::I32Store16 { memarg } => (ValType::I32, 2, memarg),
+        O::I32Store { memarg } => (ValType::I32, 4, memarg),
+        O::I64Store8 { memarg } => (ValType::I64, 1, memarg),
+        O::I64Store16 { memarg } => (ValType::I64, 2, memarg),
+        O::I64Store32 { memarg } => (ValType::I64, 4, memarg),
+        O::I64Store { memarg } => (ValType::I64, 8, memarg),
+        O::F32Store { memarg } => (ValType::F32, 4, memarg),
+        O::F64Store { memarg } => (ValType::F64, 8, memarg),
+        O::V128Store8Lane { memarg, .. } => (ValType::V128, 1, memarg),
+        O::V128Store16Lane { memarg, .. } => (ValType::V128, 2, memarg),
+        O::V128Store32Lane { memarg, .. } => (ValType::V128, 4, memarg),
+        O::V128Store64Lane { memarg, .. } => (ValType::V128, 8, memarg),
+        O::V128Store { memarg } => (ValType::V128, 16, memarg),
         O::MemoryFill { .. } => return Some(Write::Fill),
         O::MemoryCopy { .. } => return Some(Write::Copy),
         O::MemoryInit { .. } => return Some(Write::Init),
         _ => return None,
     };
-    Some(Write::Store(ty, memarg.offset))
+    Some(Write::Store(ty, memarg.offset, bytes))
+}
+
+/// Whether this takes an address and a value from the stack and writes to memory.
+pub(super) fn is_store(operator: &Operator<'_>) -> bool {
+    matches!(write_of(operator), Some(Write::Store(..)))
 }
 
 /// Instructions that cost nothing: those for which no code is made, and those that only shape the control flow,
@@ -191,6 +200,7 @@ impl Tracking {
         }
         let mut body =
             Body { out: Function::new(types), locals: Locals { first }, tracking: self, hints: Vec::new() };
+        let mut cover = Cover::default();
         for operator in operators {
             let operator = operator?;
             refuse_table_changes(&operator)?;
@@ -203,12 +213,16 @@ impl Tracking {
             }
             if self.mark {
                 match write_of(&operator) {
-                    Some(Write::Store(ty, offset)) => body.before_store(ty, offset),
+                    Some(Write::Store(ty, offset, bytes)) if cover.store(offset, bytes) => {
+                        body.before_store(ty, offset);
+                    }
                     Some(Write::Fill) => body.before_bulk(body.locals.word(), false),
                     Some(Write::Copy) => body.before_bulk(body.locals.source(), false),
                     Some(Write::Init) => body.before_bulk(body.locals.word(), true),
-                    None => {}
+                    // Marked already.
+                    Some(Write::Store(..)) | None => {}
                 }
+                cover.pass(&operator);
             }
             body.out.instruction(&renumber.instruction(operator).map_err(invalid)?);
         }

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use super::Mapping;
 use super::fault::Faults;
-use super::{Head, Mapping};
 use crate::store::{PAGE, Page, ReadError, Snapshot, SpaceId};
 
 /// Pages that are read ahead at most when a program reads one after the other.
@@ -37,8 +37,6 @@ pub(super) struct State {
     pub(super) pages: u64,
     /// One bit for each of them that is in memory.
     present: Vec<u64>,
-    /// The first bytes of each page as it was committed.
-    pub(super) heads: Vec<Head>,
     /// The page after the last one filled, and how many were filled with it.
     next: u64,
     window: u64,
@@ -60,19 +58,6 @@ impl State {
         }
     }
 
-    pub(super) fn set_head(&mut self, page: u64, data: &Page) {
-        if let (Some(head), Some(first)) = (self.heads.get_mut(page as usize), data.first_chunk()) {
-            *head = *first;
-        }
-    }
-
-    #[cfg(feature = "bench")]
-    pub(super) fn fill_heads(&mut self, mapping: &Mapping, pages: u64) {
-        for page in 0..pages {
-            self.set_head(page, mapping.page(page));
-        }
-    }
-
     pub(super) fn snapshot(&self) -> Option<Snapshot> {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -89,8 +74,6 @@ impl Region {
             space,
             pages: 0,
             present: Vec::new(),
-            // Zeros, which the kernel gives as they are touched.
-            heads: vec![[0; size_of::<Head>()]; super::mapping::RESERVATION / PAGE],
             next: 0,
             window: MIN_WINDOW,
             failed: None,
@@ -153,9 +136,8 @@ impl Region {
                 let _ = faults.wake(start, run * PAGE);
                 return;
             }
-            for (page, data) in (first + at as u64..).zip(&buffer[at..at + run]) {
+            for page in first + at as u64..first + (at + run) as u64 {
                 state.set_present(page);
-                state.set_head(page, data);
             }
             at += run;
         }
@@ -243,7 +225,6 @@ fn load_all(region: &Region) -> Result<(), String> {
         for page in &pages {
             state.read(&snapshot, *page, &mut data).map_err(|error| error.to_string())?;
             region.mapping.write(*page, &data);
-            state.set_head(*page, &data);
         }
         match pages.last() {
             Some(last) if pages.len() == CHUNK => from = last + 1,

@@ -8,9 +8,9 @@
 //! Were all of them copied, a program that writes to very many pages would pay for each twice; so the rest is read
 //! from the snapshot again in the rare case of a rollback.
 //!
-//! A store is marked by the page in which it begins, and may run into the next one by up to 15 bytes. For that
-//! the first 16 bytes of each page, as committed, are kept aside: when a message ends, the unmarked page behind a
-//! marked one is compared with them.
+//! A mark stands for stores that begin in its page and end within [`REACH`] bytes of there, which may run into the
+//! next page. When a page is marked, the first bytes of the next one are therefore kept aside, and compared when the
+//! message ends, unless that page is marked by then as well.
 
 mod fault;
 mod lazy;
@@ -18,23 +18,40 @@ mod mapping;
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use lazy::Region;
 pub(crate) use lazy::{Current, Loader, lock};
 pub(crate) use mapping::{Creator, GUARD, Mapping, RESERVATION, with_memories};
 
+use crate::prepare::cover::REACH;
 use crate::store::{Batch, PAGE, Page, SpaceId};
 
 const ZERO: Page = [0; PAGE];
-/// The first bytes of a page: as many as the widest store has.
-type Head = [u8; 16];
+/// The first bytes of a page.
+type Head = [u8; REACH as usize];
 /// Pages of one message whose earlier content is kept.
 const UNDO_PAGES: usize = 1024;
-/// Copies that are kept from one message for the next.
-const KEPT_UNDO: usize = 64;
+/// Marks for which room is kept from one message for the next.
+const KEPT_MARKS: usize = 1 << 14;
 /// Bytes of the memory that holds the marks, one for each page.
 pub(crate) const CARD_BYTES: usize = RESERVATION / PAGE;
+
+/// Copies of pages that no message needs at the moment; all programs share them.
+static SPARE: Mutex<Vec<Box<Page>>> = Mutex::new(Vec::new());
+
+/// How the page behind a marked one began before any store could run into it.
+#[derive(Clone, Copy)]
+enum Behind {
+    /// With this.
+    Head(Head),
+    /// It was added since the last commit and not marked before: with zeros.
+    Zero,
+    /// It was not in memory, so as the snapshot has it.
+    Absent,
+    /// It was marked itself, or there was none.
+    Marked,
+}
 
 /// One program's memory and what was changed in it since the last commit.
 pub(crate) struct Working {
@@ -48,6 +65,8 @@ pub(crate) struct Working {
     dirty: Vec<u32>,
     /// What the first of them held.
     undo: Vec<Box<Page>>,
+    /// What was behind each of them.
+    behind: Vec<Behind>,
 }
 
 /// What a rollback could not do by itself.
@@ -66,7 +85,16 @@ impl Working {
         cards.set_length(CARD_BYTES)?;
         let region = Arc::new(Region::new(memory.clone(), current, space));
         let loader = loader.clone();
-        Ok(Self { memory, cards, region, loader, committed: 0, dirty: Vec::new(), undo: Vec::new() })
+        Ok(Self {
+            memory,
+            cards,
+            region,
+            loader,
+            committed: 0,
+            dirty: Vec::new(),
+            undo: Vec::new(),
+            behind: Vec::new(),
+        })
     }
 
     /// The mappings that the instance's memories are made from.
@@ -96,15 +124,39 @@ impl Working {
         if number >= self.memory.pages() || self.cards.byte(number) != 0 {
             return;
         }
-        let at = self.dirty.len();
-        if at < UNDO_PAGES && number < self.committed {
-            if self.undo.len() <= at {
-                self.undo.resize_with(at + 1, || Box::new(ZERO));
-            }
-            self.undo[at].copy_from_slice(self.memory.page(number));
-        }
+        self.keep(number);
+        self.behind.push(self.behind(number + 1));
         self.cards.set_byte(number, 1);
         self.dirty.push(page);
+    }
+
+    /// Copies a page that is about to be marked, if it is among the first.
+    fn keep(&mut self, page: u64) {
+        if self.undo.len() < UNDO_PAGES && self.undo.len() == self.dirty.len() {
+            let mut copy = lock(&SPARE).pop().unwrap_or_else(|| Box::new(ZERO));
+            if page < self.committed {
+                copy.copy_from_slice(self.memory.page(page));
+            }
+            self.undo.push(copy);
+        }
+    }
+
+    fn behind(&self, page: u64) -> Behind {
+        if page >= self.memory.pages() || self.cards.byte(page) != 0 {
+            Behind::Marked
+        } else if page >= self.committed {
+            Behind::Zero
+        } else if self.region.state().is_present(page) {
+            Behind::Head(self.head(page))
+        } else {
+            Behind::Absent
+        }
+    }
+
+    fn head(&self, page: u64) -> Head {
+        let mut head = [0; REACH as usize];
+        head.copy_from_slice(&self.memory.page(page)[..REACH as usize]);
+        head
     }
 
     /// Notes that a range is about to change. Nothing, if it does not lie within the memory.
@@ -121,34 +173,56 @@ impl Working {
         }
     }
 
-    /// Unmarked pages into which a store from the page before ran.
-    fn run_into(&self) -> Vec<u32> {
-        let state = self.region.state();
-        let pages = self.memory.pages();
-        let next = self.dirty.iter().map(|page| page + 1);
-        let unmarked = next.filter(|page| {
-            let page = u64::from(*page);
-            page < pages && self.cards.byte(page) == 0 && state.is_present(page)
-        });
-        let changed = unmarked.filter(|page| {
-            let head = state.heads.get(*page as usize);
-            head.is_some_and(|head| !self.memory.page((*page).into()).starts_with(head))
-        });
-        changed.collect()
+    /// Unmarked pages into which a store from the page before ran, with their first bytes before.
+    fn run_into(&self) -> Vec<(u32, Head)> {
+        let mut found = Vec::new();
+        for (page, behind) in self.dirty.iter().zip(&self.behind) {
+            let next = page + 1;
+            if matches!(behind, Behind::Marked) || self.cards.byte(next.into()) != 0 {
+                continue;
+            }
+            if let Some(head) = self.head_before(next.into(), behind)
+                && self.head(next.into()) != head
+            {
+                found.push((next, head));
+            }
+        }
+        found
+    }
+
+    /// How a page began before a store may have run into it; `None` if none can have.
+    fn head_before(&self, page: u64, behind: &Behind) -> Option<Head> {
+        match behind {
+            Behind::Head(head) => Some(*head),
+            Behind::Zero => Some([0; REACH as usize]),
+            Behind::Marked => None,
+            Behind::Absent => {
+                let state = self.region.state();
+                if !state.is_present(page) {
+                    return None;
+                }
+                let mut data = ZERO;
+                // If it cannot be read a second time, the page counts as changed; a rollback will say why.
+                match state.snapshot().map(|snapshot| state.read(&snapshot, page, &mut data)) {
+                    Some(Ok(())) => data.first_chunk().copied(),
+                    _ => Some(self.head(page).map(|byte| !byte)),
+                }
+            }
+        }
     }
 
     /// Ends the list of changed pages; gives those that changed since the last commit.
     pub(crate) fn collect(&mut self) -> &[u32] {
-        let more = self.run_into();
-        for page in more {
-            // Marked without a copy: all that changed is what `heads` holds.
-            if self.dirty.len() < UNDO_PAGES && self.undo.len() <= self.dirty.len() {
-                self.undo.push(Box::new(ZERO));
+        for (page, head) in self.run_into() {
+            let number = u64::from(page);
+            self.keep(number);
+            if self.dirty.len() < self.undo.len()
+                && let Some(copy) = self.undo.last_mut()
+            {
+                copy[..REACH as usize].copy_from_slice(&head);
             }
-            if let (Some(copy), true) = (self.undo.get_mut(self.dirty.len()), self.dirty.len() < UNDO_PAGES) {
-                copy.copy_from_slice(self.memory.page(page.into()));
-            }
-            self.cards.set_byte(page.into(), 1);
+            self.behind.push(Behind::Marked);
+            self.cards.set_byte(number, 1);
             self.dirty.push(page);
         }
         &self.dirty
@@ -161,7 +235,6 @@ impl Working {
         for page in 0..pages {
             self.memory.write(page, &[page as u8; PAGE]);
         }
-        self.region.state().fill_heads(&self.memory, pages);
         self.committed = pages;
         Ok(())
     }
@@ -196,23 +269,23 @@ impl Working {
 
     /// The changes are durable.
     pub(crate) fn settle(&mut self) {
-        let mut state = self.region.state();
         for page in &self.dirty {
-            let page = u64::from(*page);
-            state.set_head(page, self.memory.page(page));
-            self.cards.set_byte(page, 0);
+            self.cards.set_byte((*page).into(), 0);
         }
-        drop(state);
         self.committed = self.memory.pages();
         self.forget();
     }
 
     fn forget(&mut self) {
         self.dirty.clear();
-        if self.dirty.capacity() > 1 << 20 {
-            self.dirty.shrink_to(1 << 10);
+        self.behind.clear();
+        if self.dirty.capacity() > KEPT_MARKS {
+            self.dirty.shrink_to(0);
+            self.behind.shrink_to(0);
         }
-        self.undo.truncate(KEPT_UNDO);
+        let mut spare = lock(&SPARE);
+        spare.append(&mut self.undo);
+        spare.truncate(UNDO_PAGES);
     }
 
     /// Takes all changes back. After an error the memory is of no use any more.
@@ -228,21 +301,29 @@ impl Working {
             if page >= self.committed || !state.is_present(page) {
                 continue;
             }
-            match self.undo.get(at).filter(|_| at < UNDO_PAGES) {
-                Some(old) => {
-                    self.memory.write(page, &**old);
-                    // An earlier store may have run into the page before it was marked.
-                    if let Some(head) = state.heads.get(page as usize) {
-                        self.memory.write(page, head);
+            if let Some(old) = self.undo.get(at) {
+                self.memory.write(page, &**old);
+                continue;
+            }
+            if snapshot.is_none() {
+                snapshot = state.snapshot();
+            }
+            let snapshot = snapshot.as_ref().ok_or("there is no snapshot to read from")?;
+            state.read(snapshot, page, &mut data).map_err(|error| error.to_string())?;
+            self.memory.write(page, &data);
+        }
+        // A store may have run into a page before that was marked and copied.
+        for (page, behind) in self.dirty.iter().zip(&self.behind) {
+            let next = u64::from(page + 1);
+            if next < self.committed && state.is_present(next) {
+                match behind {
+                    Behind::Head(head) => self.memory.write(next, head),
+                    Behind::Absent => {
+                        let snapshot = state.snapshot().ok_or("there is no snapshot to read from")?;
+                        state.read(&snapshot, next, &mut data).map_err(|error| error.to_string())?;
+                        self.memory.write(next, &data);
                     }
-                }
-                None => {
-                    if snapshot.is_none() {
-                        snapshot = state.snapshot();
-                    }
-                    let snapshot = snapshot.as_ref().ok_or("there is no snapshot to read from")?;
-                    state.read(snapshot, page, &mut data).map_err(|error| error.to_string())?;
-                    self.memory.write(page, &data);
+                    Behind::Zero | Behind::Marked => {}
                 }
             }
         }
@@ -259,14 +340,13 @@ impl Working {
     /// Makes the pages that differ between the snapshot that the memory shows and another, `changed`, show that
     /// one, which the memory's [`Current`] holds already. Nothing else was changed in the memory.
     pub(crate) fn refresh(&mut self, changed: &[u64]) -> Result<(), String> {
-        let mut state = self.region.state();
+        let state = self.region.state();
         let snapshot = state.snapshot().ok_or("there is no snapshot to read from")?;
         let mut data = ZERO;
         for page in changed.iter().copied().filter(|page| *page < self.committed) {
             if state.is_present(page) {
                 state.read(&snapshot, page, &mut data).map_err(|error| error.to_string())?;
                 self.memory.write(page, &data);
-                state.set_head(page, &data);
             }
         }
         Ok(())

@@ -43,6 +43,12 @@ pub enum Statement {
         address: u64,
         offset: u64,
     },
+    /// Stores at these offsets from one address; then the first again, and one behind it, at another.
+    Object {
+        address: u64,
+        stores: Vec<(usize, u64)>,
+        then: Option<u64>,
+    },
     Fill {
         address: u64,
         length: u64,
@@ -89,12 +95,14 @@ const STORES: [(&str, &str); 14] = [
 
 /// Anything that a program may do, mostly inside its memory of four wasm pages.
 pub fn statement() -> impl Strategy<Value = Statement> {
-    let address = || prop_oneof![8 => 0u64..260_000, 6 => (1u64..64, 0u64..20).prop_map(|(page, back)| page * 4096 - back), 1 => 262_100u64..262_200];
+    let address = || prop_oneof![8 => 0u64..260_000, 6 => (1u64..64, 0u64..80).prop_map(|(page, back)| page * 4096 - back), 1 => 262_100u64..262_200];
     let length = || prop_oneof![0u64..100, 0u64..20_000];
     let instruction = || 0..STORES.len();
     let simple = prop_oneof![
         8 => (instruction(), address(), prop_oneof![Just(0u64), 0u64..5000])
             .prop_map(|(instruction, address, offset)| Statement::Store { instruction, address, offset }),
+        6 => (address(), prop::collection::vec((instruction(), 0u64..100), 1..6), prop::option::of(address()))
+            .prop_map(|(address, stores, then)| Statement::Object { address, stores, then }),
         2 => (address(), length()).prop_map(|(address, length)| Statement::Fill { address, length }),
         2 => (address(), length()).prop_map(|(address, length)| Statement::Copy { address, length }),
         1 => (address(), 0u64..20).prop_map(|(address, length)| Statement::Init { address, length }),
@@ -122,6 +130,17 @@ fn text(statement: &Statement, out: &mut String) {
     match statement {
         Statement::Store { instruction, address, offset } => {
             *out += &store(*instruction, *offset, &format!("(WIDTH.const {address})"));
+        }
+        Statement::Object { address, stores, then } => {
+            *out += &format!("(local.set $at (WIDTH.const {address}))");
+            for (instruction, offset) in stores {
+                *out += &store(*instruction, *offset, "(local.get $at)");
+            }
+            if let (Some(then), Some((instruction, offset))) = (then, stores.first()) {
+                let change = format!("(local.tee $at (WIDTH.const {then}))");
+                *out += &store(*instruction, *offset, &change);
+                *out += &store(*instruction, *offset + 3, "(local.get $at)");
+            }
         }
         Statement::Fill { address, length } => {
             *out += &format!(
