@@ -57,8 +57,35 @@ fn motoko() -> Result<Option<Vec<u8>>, Failure> {
 }
 
 fn main() -> Result<(), Failure> {
+    // As in other benchmarks, a word selects what is run: tracking, rollback or durable.
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
     let mut rows = Vec::new();
     let mut notes = Vec::new();
+    if wanted("tracking") {
+        tracking(&mut rows, &mut notes)?;
+    }
+    if wanted("rollback") {
+        for pages in [10, 100, 1000] {
+            let (ours, reference) = roll_back(clock, pages, 200_000 / pages)?;
+            let figure = format!("rollback of {pages} pages / memcpy");
+            rows.push(row(figure, "us", ours * 1e6, reference * 1e6, 1.2));
+        }
+    }
+    if wanted("durable") {
+        let bare = Pair::new(&stores("i32")?)?.bare(clock, "bare", 1_000_000)?;
+        let shared = Path::new("/dev/shm").join(format!("redoubt-bench-{}", std::process::id()));
+        let measured = durable(&mut rows, &shared, bare);
+        let _ = std::fs::remove_file(&shared);
+        measured?;
+    }
+    notes.push("processor time of the measuring thread; an idle machine is still the better one".to_owned());
+    println!("{}", serde_json::to_string_pretty(&json!({"rows": rows, "notes": notes}))?);
+    Ok(())
+}
+
+/// The same programs with their stores marked, and without.
+fn tracking(rows: &mut Vec<Value>, notes: &mut Vec<String>) -> Result<(), Failure> {
     match motoko()? {
         Some(module) => {
             let mut pair = Pair::new(&module)?;
@@ -71,7 +98,6 @@ fn main() -> Result<(), Failure> {
         }
         None => notes.push("Motoko was left out: run npm install in tests/js".to_owned()),
     }
-    let mut bare = f64::NAN;
     for width in ["i32", "i64"] {
         let mut pair = Pair::new(&stores(width)?)?;
         for method in ["dense", "fields", "update", "pages"] {
@@ -79,29 +105,12 @@ fn main() -> Result<(), Failure> {
             let figure = format!("tracking on / off, loop of stores, {width}: {method}");
             rows.push(row(figure, "ms", ours * 1e3, reference * 1e3, 1.5));
         }
-        if width == "i32" {
-            bare = pair.bare(clock, "bare", 1_000_000)?;
-        }
     }
-    for pages in [10, 100, 1000] {
-        let (ours, reference) = roll_back(clock, pages, 200_000 / pages)?;
-        let figure = format!("rollback of {pages} pages / memcpy");
-        rows.push(row(figure, "us", ours * 1e6, reference * 1e6, 1.2));
-    }
-    let directory = std::env::temp_dir().join(format!("redoubt-bench-{}", std::process::id()));
-    std::fs::create_dir_all(&directory)?;
-    let shared = Path::new("/dev/shm").join(format!("redoubt-bench-{}", std::process::id()));
-    let measured = durable(&mut rows, &shared, bare);
-    let _ = std::fs::remove_file(&shared);
-    std::fs::remove_dir_all(&directory)?;
-    measured?;
-    notes.push("processor time of the measuring thread; an idle machine is still the better one".to_owned());
     notes.push("tracking: median of 15 calls, alternating; collecting what is marked is included".to_owned());
     notes.push(
         "pages: each store is a page's first in its message, and the first 1024 pages are copied for rollback"
             .to_owned(),
     );
-    println!("{}", serde_json::to_string_pretty(&json!({"rows": rows, "notes": notes}))?);
     Ok(())
 }
 
