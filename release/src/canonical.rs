@@ -19,6 +19,9 @@ pub enum CanonicalError {
     /// `null`, `true` or `false`.
     #[error("null and booleans have no canonical form; leave the member out or use a text")]
     NullOrBoolean,
+    /// More than a reader would accept.
+    #[error("the document would have {0} bytes; at most {MAX_DOCUMENT} are accepted")]
+    TooLong(usize),
 }
 
 /// Writes `value` in the canonical form.
@@ -82,7 +85,7 @@ fn write_text(text: &str, out: &mut Vec<u8>) -> Result<(), CanonicalError> {
 
 /// Why bytes are no document of the wanted type.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum DocumentError {
+pub(crate) enum FormError {
     TooLong { length: usize },
     NotJson(String),
     Malformed(String),
@@ -90,45 +93,55 @@ pub(crate) enum DocumentError {
     UnsupportedSpecVersion { found: u64 },
 }
 
-impl DocumentError {
-    pub(crate) fn malformed(error: &serde_json::Error) -> DocumentError {
-        DocumentError::Malformed(shorten(&error.to_string()))
+impl FormError {
+    pub(crate) fn malformed(error: &serde_json::Error) -> FormError {
+        FormError::Malformed(shorten(&error.to_string()))
+    }
+
+    /// In words, for errors that need not tell the variants apart.
+    pub(crate) fn describe(self) -> String {
+        match self {
+            FormError::TooLong { length } => format!("{length} bytes are too many"),
+            FormError::NotJson(why) | FormError::Malformed(why) => why,
+            FormError::WrongType { found } => format!("it is a {found:?}"),
+            FormError::UnsupportedSpecVersion { found } => format!("its spec_version is {found}"),
+        }
     }
 }
 
 /// Parses JSON of bounded length into `T`. That the bytes are canonical is for the caller to check, by
 /// writing what was read.
-pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, DocumentError> {
+pub(crate) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, FormError> {
     if bytes.len() > MAX_DOCUMENT {
-        return Err(DocumentError::TooLong { length: bytes.len() });
+        return Err(FormError::TooLong { length: bytes.len() });
     }
     serde_json::from_slice(bytes).map_err(|error| match error.classify() {
-        serde_json::error::Category::Data => DocumentError::malformed(&error),
-        _ => DocumentError::NotJson(shorten(&error.to_string())),
+        serde_json::error::Category::Data => FormError::malformed(&error),
+        _ => FormError::NotJson(shorten(&error.to_string())),
     })
 }
 
 /// Takes `_type` and `spec_version` off an object, checks them first (a document of a later version is better
 /// named so than by its first unknown field), and reads the rest as `T`.
-pub(crate) fn from_typed<T: DeserializeOwned>(mut value: Value, kind: &str) -> Result<T, DocumentError> {
+pub(crate) fn from_typed<T: DeserializeOwned>(mut value: Value, kind: &str) -> Result<T, FormError> {
     let Value::Object(members) = &mut value else {
-        return Err(DocumentError::Malformed("the document is no object".into()));
+        return Err(FormError::Malformed("the document is no object".into()));
     };
     match members.remove("_type") {
         Some(Value::String(found)) if found == kind => {}
         Some(Value::String(found)) => {
-            return Err(DocumentError::WrongType { found: shorten(&found) });
+            return Err(FormError::WrongType { found: shorten(&found) });
         }
-        _ => return Err(DocumentError::Malformed("the member _type is missing or no text".into())),
+        _ => return Err(FormError::Malformed("the member _type is missing or no text".into())),
     }
     match members.remove("spec_version").as_ref().and_then(Value::as_u64) {
         Some(SPEC_VERSION) => {}
-        Some(found) => return Err(DocumentError::UnsupportedSpecVersion { found }),
+        Some(found) => return Err(FormError::UnsupportedSpecVersion { found }),
         None => {
-            return Err(DocumentError::Malformed("the member spec_version is missing or no integer".into()));
+            return Err(FormError::Malformed("the member spec_version is missing or no integer".into()));
         }
     }
-    serde_json::from_value(value).map_err(|error| DocumentError::malformed(&error))
+    serde_json::from_value(value).map_err(|error| FormError::malformed(&error))
 }
 
 /// The reverse of [`from_typed`].

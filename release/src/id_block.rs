@@ -3,10 +3,7 @@
 //! The file needs no signature of its own: the manifest names the digests of the keys, and each signature in it is
 //! over an ID block that follows from the manifest. This crate reads it; `attestation` has the keys' arithmetic.
 
-use crate::{
-    ID_BLOCK_TYPE, P384Key, P384Signature,
-    canonical::{self, DocumentError},
-};
+use crate::{ID_BLOCK_TYPE, P384Key, P384Signature, canonical};
 use serde::{Deserialize, Serialize};
 
 /// Name of the file in a release's directory.
@@ -55,16 +52,9 @@ pub struct IdBlockSignaturesError(String);
 impl IdBlockSignatures {
     /// Reads the file. Says nothing about whether a signature fits.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, IdBlockSignaturesError> {
-        canonical::parse(bytes).and_then(|value| canonical::from_typed(value, ID_BLOCK_TYPE)).map_err(
-            |error| {
-                IdBlockSignaturesError(match error {
-                    DocumentError::TooLong { length } => format!("{length} bytes are too many"),
-                    DocumentError::NotJson(why) | DocumentError::Malformed(why) => why,
-                    DocumentError::WrongType { found } => format!("it is a {found:?}"),
-                    DocumentError::UnsupportedSpecVersion { found } => format!("its spec_version is {found}"),
-                })
-            },
-        )
+        canonical::parse(bytes)
+            .and_then(|value| canonical::from_typed(value, ID_BLOCK_TYPE))
+            .map_err(|error| IdBlockSignaturesError(error.describe()))
     }
 
     /// Writes the file.

@@ -4,12 +4,18 @@
 //! launch inputs that are no file, and the SNP launch measurement for every supported vCPU type and count. Hashes and
 //! measurements stand in one signed document, so that neither exists without the other. The shape follows
 //! The Update Framework (TUF): an **envelope** `{"signatures":[...],"signed":{...}}` around the signed part,
-//! ed25519 keys, key ids that are hashes of keys, and a **root** with keys and a threshold.
+//! ed25519 keys, key ids that are hashes of keys, and a **root** with keys, and roles with thresholds.
+//!
+//! | document | TUF role | says |
+//! |---|---|---|
+//! | root: [`RootContent`] | root | who speaks; a new one is signed by the old one's threshold and its own |
+//! | manifest: [`Manifest`] | targets | what a release consists of |
+//! | blessing: [`Blessing`] | snapshot and timestamp | which releases may run now, least security epoch, what is revoked |
 //!
 //! [`verify`] turns bytes into an [`ApprovedManifest`]; nothing else makes one. Whoever launches or judges a
 //! guest takes that type, so an unverified manifest cannot reach them.
 //!
-//! # The signed part
+//! # The signed part of a manifest
 //!
 //! | member | content |
 //! |---|---|
@@ -58,22 +64,34 @@
 //!
 //! # Differences from TUF
 //!
-//! TUF skips signatures that it cannot use. Here each signature must come from a key of the root and verify, or
-//! the envelope is refused: an unusable signature is a mistake or an attack, and either deserves its name.
+//! - TUF skips signatures that it cannot use. Here each signature must come from a key of the root and verify, or
+//!   the envelope is refused: an unusable signature is a mistake or an attack, and either deserves its name.
+//! - Snapshot and timestamp are one statement. Two different ones of one version are refused.
+//! - Times are integers, in seconds since 1970, so that there is one way to write each.
+//! - What has expired still forbids, and a node that has committed to a release may start it again: availability is the
+//!   host's to break, and a guest that stops by itself would only help it ([`blessing`]).
+//!
+//! Otherwise a chain of roots and the statement under it get the verdict that the client `tough` gives: the tests generate
+//! histories and ask both.
 
+pub mod blessing;
 mod canonical;
 #[cfg(feature = "development")]
 pub mod development;
 mod digest;
+mod document;
 mod envelope;
 mod id_block;
 mod manifest;
 mod root;
+mod seen;
 
+pub use blessing::{Authority, Blessing, Purpose, Refusal, Revoked, Standing};
 pub use canonical::CanonicalError;
 pub use digest::{Digest, KeyId, LaunchId, Measurement, P384Key, P384Signature, ParseHexError};
-pub use ed25519_dalek::SigningKey;
-pub use envelope::{ApprovedManifest, Envelope, ManifestError, ProfileMismatch, SignError, sign, verify};
+pub use document::{AttachError, Document, DocumentError, SignError, Signed, sign};
+pub use ed25519_dalek::{SigningKey, VerifyingKey};
+pub use envelope::{ApprovedManifest, Envelope, ManifestError, ProfileMismatch, verify};
 pub use id_block::{
     AuthorSignature, BlockSignature, ID_BLOCK_FILE, IdBlockSignatures, IdBlockSignaturesError,
 };
@@ -81,15 +99,25 @@ pub use manifest::{
     File, FileError, FileName, Files, Guest, HostImages, IdBlock, InvalidManifest, Manifest,
     MeasurementError, Profile, VcpuMeasurement,
 };
-pub use root::{KeyError, Root, RootError, key_id, signing_key_from_pem};
+pub use root::{
+    InvalidRoot, KeyError, PublicKey, Role, RoleName, Roles, Root, RootContent, RootError, RootExpired,
+    RootUpdateError, key_id, signing_key_from_pem,
+};
+pub use seen::{Seen, SeenError};
 
-/// Longest manifest or root that is looked at, in bytes. A manifest of today has a few kilobytes.
+/// Name of the blessing in a release's directory.
+pub const BLESSING_FILE: &str = "blessing.json";
+/// Longest document that is looked at, in bytes. A manifest of today has a few kilobytes.
 pub const MAX_DOCUMENT: usize = 256 * 1024;
 /// `_type` of the signed part of a manifest.
 pub const MANIFEST_TYPE: &str = "redoubt-release";
 /// `_type` of the signatures of ID blocks.
 pub const ID_BLOCK_TYPE: &str = "redoubt-id-blocks";
-/// `_type` of a root.
+/// `_type` of the signed part of a root.
 pub const ROOT_TYPE: &str = "redoubt-root";
+/// `_type` of the signed part of a blessing.
+pub const BLESSING_TYPE: &str = "redoubt-blessing";
+/// `_type` of what a node has seen.
+pub const SEEN_TYPE: &str = "redoubt-seen";
 /// `spec_version` of all document types: the version of the format, not of the release.
 pub const SPEC_VERSION: u64 = 1;

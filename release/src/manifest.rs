@@ -1,10 +1,6 @@
 //! What a release consists of: typed, and with the rules that its content must obey.
 
-use crate::{
-    Digest, MANIFEST_TYPE, Measurement,
-    canonical::{self, CanonicalError},
-    digest::LaunchId,
-};
+use crate::{Digest, Measurement, canonical::CanonicalError, digest::LaunchId};
 use serde::{Deserialize, Serialize};
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -391,9 +387,6 @@ pub enum InvalidManifest {
     /// A text or number outside of the canonical form.
     #[error(transparent)]
     Canonical(#[from] CanonicalError),
-    /// More than a reader would accept.
-    #[error("the manifest would have {0} bytes; at most {max} are accepted", max = crate::MAX_DOCUMENT)]
-    TooLong(usize),
 }
 
 impl Manifest {
@@ -403,13 +396,7 @@ impl Manifest {
         guest.chain(self.host.iter().flat_map(HostImages::files))
     }
 
-    /// Checks every rule and returns the canonical form: the bytes that are signed.
-    pub fn to_canonical(&self) -> Result<Vec<u8>, InvalidManifest> {
-        self.validate()?;
-        Ok(canonical::encode(&canonical::to_typed(self, MANIFEST_TYPE))?)
-    }
-
-    fn validate(&self) -> Result<(), InvalidManifest> {
+    pub(crate) fn check(&self) -> Result<(), InvalidManifest> {
         if !is_name(&self.version) {
             return Err(InvalidManifest::Name("version"));
         }

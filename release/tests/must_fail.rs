@@ -3,9 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers fail the test")]
 
 use release::{
-    Digest, Envelope, FileError, FileName, HostImages, InvalidManifest, MAX_DOCUMENT, Manifest,
-    ManifestError, Measurement, Profile, ProfileMismatch, SignError, SigningKey, VcpuMeasurement,
-    development, key_id, sign, verify,
+    CanonicalError, Digest, Envelope, FileError, FileName, HostImages, InvalidManifest, MAX_DOCUMENT,
+    Manifest, ManifestError, Measurement, Profile, ProfileMismatch, Root, RootContent, SignError, Signed,
+    SigningKey, VcpuMeasurement, development, key_id, sign, verify,
 };
 use serde_json::{Value, json};
 
@@ -82,8 +82,13 @@ fn unknown_key() {
 
 #[test]
 fn another_root() {
-    let strangers = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]).verifying_key());
-    let root = release::Root::new(1, 2, strangers).unwrap();
+    let strangers = [1, 2].map(|seed| SigningKey::from_bytes(&[seed; 32]));
+    let content = RootContent::of_keys(1, 1, 2, strangers.each_ref().map(SigningKey::verifying_key));
+    let mut root = Signed::new(content).unwrap();
+    for key in &strangers {
+        sign(&mut root, key).unwrap();
+    }
+    let root = Root::from_bytes(&root.to_bytes()).unwrap();
     assert!(matches!(verify(GOLDEN, &root), Err(ManifestError::UnknownKey { .. })));
 }
 
@@ -315,7 +320,7 @@ fn invalid_manifests_cannot_be_signed() {
     }
     let mut manifest = golden.manifest().clone();
     manifest.inputs.insert("long".into(), "x".repeat(MAX_DOCUMENT));
-    assert!(matches!(Envelope::new(manifest), Err(InvalidManifest::TooLong(_))));
+    assert!(matches!(Envelope::new(manifest), Err(InvalidManifest::Canonical(CanonicalError::TooLong(_)))));
 }
 
 #[test]
