@@ -73,15 +73,18 @@ impl Heap {
         for (owner, tree) in &trees {
             radix::walk(store, tree, &mut |found| visit(owner, found), &mut |slot| unwritten.push(slot));
         }
-        let recent = self.live.recent.read();
-        for ((space, _), versions) in &recent.pages {
-            let all = versions.replaced().chain([versions.last()]);
-            all.filter_map(|one| one.some()).for_each(|one| visit(&Owner::Space(SpaceId(*space)), Ok(one)));
-        }
-        for (key, versions) in &recent.metas {
-            for value in versions.replaced().chain([versions.last()]).flatten() {
-                if let Meta::Blob { pages, .. } = value {
-                    pages.iter().for_each(|one| visit(&Owner::Meta(key.clone()), Ok(*one)));
+        for recent in self.live.layers() {
+            let recent = recent.read();
+            for ((space, _), versions) in &recent.pages {
+                let all = versions.replaced().chain([versions.last()]);
+                all.filter_map(|one| one.some())
+                    .for_each(|one| visit(&Owner::Space(SpaceId(*space)), Ok(one)));
+            }
+            for (key, versions) in &recent.metas {
+                for value in versions.replaced().chain([versions.last()]).flatten() {
+                    if let Meta::Blob { pages, .. } = value {
+                        pages.iter().for_each(|one| visit(&Owner::Meta(key.clone()), Ok(*one)));
+                    }
                 }
             }
         }

@@ -53,10 +53,7 @@ impl Heap {
 
     /// The share of one commit in maintenance.
     pub(crate) fn maintain_for(&mut self, logged: u64) -> Result<(), WriteError> {
-        if self.fold_due() {
-            self.fold()?;
-            self.publish();
-        }
+        self.fold_some()?;
         if self.trash {
             self.free_trees(1)?;
         }
@@ -96,7 +93,7 @@ impl Heap {
 
     /// Freezes the state as it is. Everything submitted is durable.
     fn begin_checkpoint(&mut self) -> Result<(), WriteError> {
-        self.fold()?;
+        self.fold_all()?;
         self.writer.fold_shares()?;
         self.publish();
         self.owed = 0;

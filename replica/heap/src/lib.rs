@@ -38,12 +38,17 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
+mod admit;
+mod apply;
 mod audit;
 mod batch;
 mod block;
 mod catalog;
 mod checkpoint;
+mod checksum;
+mod commit;
 mod error;
+mod fold;
 mod heap;
 mod history;
 mod media;
@@ -64,6 +69,7 @@ mod writer;
 pub use audit::{Audit, Owner};
 pub use batch::{Batch, InvalidBatch, MAX_KEY, MAX_PAGES, MAX_SPACE, MAX_VALUE, PAGE, Page, SpaceId};
 pub use block::MIN_MEDIA;
+pub use checksum::{PageSum, page_sum};
 pub use error::{CommitError, OpenError, ReadError};
 pub use heap::{Heap, Status};
 pub use media::{BarMedia, FileMedia, Media, MediaError, MediaKind, MemMedia};

@@ -21,11 +21,13 @@ pub enum Mutant {
     TailSlotsFreeAgain,
     LastFrameNotMarked,
     BlockTagIgnored,
+    /// Not in the heap: the simulator's medium loses the last line of each write at a fence.
+    LineNotFlushed,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::CommitFenceDropped,
         Self::CheckpointFenceDropped,
         Self::SuperblockFenceDropped,
@@ -42,6 +44,7 @@ impl Mutant {
         Self::TailSlotsFreeAgain,
         Self::LastFrameNotMarked,
         Self::BlockTagIgnored,
+        Self::LineNotFlushed,
     ];
 }
 
@@ -56,6 +59,12 @@ pub fn choose(mutant: Option<Mutant>) {
     CHOSEN.set(mutant);
 }
 
+/// The omission that is on for this thread.
+#[cfg(feature = "mutants")]
+pub fn chosen() -> Option<Mutant> {
+    CHOSEN.get()
+}
+
 /// Whether an omission is on.
 #[cfg(feature = "mutants")]
 pub(crate) fn on(mutant: Mutant) -> bool {
@@ -66,4 +75,26 @@ pub(crate) fn on(mutant: Mutant) -> bool {
 #[cfg(not(feature = "mutants"))]
 pub(crate) const fn on(_: Mutant) -> bool {
     false
+}
+
+#[cfg(feature = "mutants")]
+thread_local! {
+    static REFUSED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Notes that what this thread read last from the medium is not authentic and nothing of it is used: to the crash
+/// simulator, states that differ only there are alike.
+#[cfg(feature = "mutants")]
+pub(crate) fn refused() {
+    REFUSED.set(REFUSED.get() + 1);
+}
+
+/// Notes nothing.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn refused() {}
+
+/// How often this thread read something that is not authentic.
+#[cfg(feature = "mutants")]
+pub fn refusals() -> u64 {
+    REFUSED.get()
 }

@@ -85,6 +85,15 @@ impl Recent {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The same place, empty.
+    pub(crate) fn cleared(self) -> Self {
+        let mut changes = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
+        changes.pages.clear();
+        changes.lengths.clear();
+        changes.metas.clear();
+        Self(RwLock::new(changes))
+    }
+
     pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Changes> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }

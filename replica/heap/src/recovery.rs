@@ -298,6 +298,9 @@ fn examine(
         let mut bytes = [0; WATERMARK];
         media.read(offset, &mut bytes)?;
         *cell = parse_watermark(&sealer, &bytes);
+        if cell.is_none() {
+            mutants::refused();
+        }
     }
     let acknowledged = cells.into_iter().flatten().max().ok_or(OpenError::WatermarksDamaged)?;
     let next_cell = usize::from(cells[0] == Some(acknowledged));
@@ -379,6 +382,7 @@ fn in_place(
         let Some(offset) = geometry.offset(reference.slot()) else { return Ok(false) };
         media.read(offset, &mut block)?;
         if !sealer.open_block(reference, &mut block) {
+            mutants::refused();
             return Ok(false);
         }
     }

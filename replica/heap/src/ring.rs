@@ -192,6 +192,7 @@ fn read_at(
     tag.copy_from_slice(&bytes[BEFORE + HEADER + length..]);
     bytes.truncate(BEFORE + HEADER + length);
     if !sealer.open_record(header.nonce, &mut bytes, BEFORE + HEADER, &tag) {
+        mutants::refused();
         return Ok(Err(true));
     }
     let next = Place { at: at + frame_length(geometry, length), number: place.number + 1, tag };

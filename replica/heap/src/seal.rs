@@ -18,8 +18,11 @@ use zeroize::Zeroizing;
 
 use super::batch::Page;
 use super::block::Ref;
+use super::checksum::{crc, page_sum};
+use super::error::WriteError;
+use crate::media::Media;
 
-/// An AES-256-GCM tag, or a CRC-64 and zeros on a plain heap.
+/// An AES-256-GCM tag; on a plain heap a block's checksum, or a CRC-64 and zeros.
 pub(crate) type Tag = [u8; 16];
 /// What makes each sealing unique.
 pub(crate) type NonceBytes = [u8; NONCE_LEN];
@@ -178,10 +181,6 @@ pub(crate) fn random<const N: usize>() -> Result<[u8; N], SealError> {
     Ok(bytes)
 }
 
-pub(crate) fn crc(bytes: &[u8]) -> u64 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
-}
-
 fn crc_tag(bytes: &[u8]) -> Tag {
     let mut tag = [0; 16];
     tag[..8].copy_from_slice(&crc(bytes).to_le_bytes());
@@ -238,23 +237,23 @@ impl Sealer {
         self.0.is_some()
     }
 
-    /// Protects a block for a slot: its reference, and what is to be written, encrypted into `scratch` if at
-    /// all.
+    /// Writes a block to where it belongs, protected; its nonce and tag. `next` will be written after it.
     #[inline]
-    pub(crate) fn seal_block<'a>(
+    pub(crate) fn write_block(
         &self,
         nonces: &mut Nonces,
-        slot: u32,
-        data: &'a Page,
-        scratch: &'a mut Page,
-    ) -> Result<(Ref, &'a Page), SealError> {
-        let nonce = nonces.next()?;
+        (media, offset): (&dyn Media, u64),
+        data: &Page,
+        next: &Page,
+    ) -> Result<(NonceBytes, Tag), WriteError> {
         match &self.0 {
-            None => Ok((Ref::new(slot, nonce, crc_tag(data)), data)),
+            None => Ok(([0; 12], media.write_page_summed(offset, data, next)?)),
             Some(key) => {
-                scratch.copy_from_slice(data);
-                let tag = seal_with(key, nonce, &[], scratch)?;
-                Ok((Ref::new(slot, nonce, tag), scratch))
+                let nonce = nonces.next()?;
+                let mut sealed = *data;
+                let tag = seal_with(key, nonce, &[], &mut sealed)?;
+                media.write_page(offset, &sealed, next)?;
+                Ok((nonce, tag))
             }
         }
     }
@@ -263,7 +262,7 @@ impl Sealer {
     #[must_use]
     pub(crate) fn open_block(&self, reference: &Ref, block: &mut Page) -> bool {
         match &self.0 {
-            None => crc_tag(block) == *reference.tag(),
+            None => page_sum(block) == *reference.tag(),
             Some(key) => {
                 let tag = ring::aead::Tag::from(*reference.tag());
                 let nonce = Nonce::assume_unique_for_key(*reference.nonce());

@@ -307,10 +307,7 @@ fn write_list_block(
     for (place, slot) in block[REF + 4..].as_chunks_mut::<4>().0.iter_mut().zip(slots) {
         *place = slot.to_le_bytes();
     }
-    let mut scratch = [0; PAGE];
-    let (reference, sealed) = store.sealer.seal_block(nonces, slot, &block, &mut scratch)?;
-    store.write(slot, sealed)?;
-    Ok(reference)
+    store.write(nonces, slot, &block, &block)
 }
 
 /// The next block of the chain, and the slots that this one names.

@@ -10,6 +10,7 @@ use super::error::ReadError;
 use super::heap::View;
 use super::node::{Tree, Value};
 use super::radix;
+use super::recent::Recent;
 use super::record::Meta;
 use super::store::Store;
 
@@ -64,10 +65,12 @@ impl Snapshot {
     /// The reference of a page.
     pub(crate) fn locate(&self, space: u64, page: u64) -> Result<Option<Ref>, ReadError> {
         let view = &self.0.view;
-        if let Some(versions) = view.recent.read().pages.get(&(space, page))
-            && let Some(reference) = versions.at(view.epoch)
-        {
-            return Ok(reference.some());
+        for recent in view.layers() {
+            if let Some(versions) = recent.read().pages.get(&(space, page))
+                && let Some(reference) = versions.at(view.epoch)
+            {
+                return Ok(reference.some());
+            }
         }
         match self.tree(space)? {
             Some((_, tree)) => radix::get(&self.0.store, &tree, page),
@@ -84,8 +87,10 @@ impl Snapshot {
     /// Length of a space in pages; `None` if there is no such space.
     pub fn space_pages(&self, space: SpaceId) -> Result<Option<u64>, ReadError> {
         let view = &self.0.view;
-        if let Some(length) = view.recent.read().lengths.get(&space.0).and_then(|of| of.at(view.epoch)) {
-            return Ok(Some(*length));
+        for recent in view.layers() {
+            if let Some(length) = recent.read().lengths.get(&space.0).and_then(|of| of.at(view.epoch)) {
+                return Ok(Some(*length));
+            }
         }
         Ok(self.tree(space.0)?.map(|(pages, _)| pages))
     }
@@ -102,9 +107,11 @@ impl Snapshot {
             }
             _ => false,
         })?;
-        for (space, versions) in &view.recent.read().lengths {
-            if let Some(length) = versions.at(view.epoch) {
-                spaces.insert(*space, *length);
+        for recent in view.layers().rev() {
+            for (space, versions) in &recent.read().lengths {
+                if let Some(length) = versions.at(view.epoch) {
+                    spaces.insert(*space, *length);
+                }
             }
         }
         Ok(spaces.into_iter().map(|(space, pages)| (SpaceId(space), pages)).collect())
@@ -124,12 +131,14 @@ impl Snapshot {
     ) -> Result<BTreeMap<u64, Ref>, ReadError> {
         let view = &self.0.view;
         let mut recent = BTreeMap::new();
-        for ((of, page), versions) in &view.recent.read().pages {
-            if *of == space
-                && *page >= from
-                && let Some(reference) = versions.at(view.epoch)
-            {
-                recent.insert(*page, *reference);
+        for layer in view.layers().rev() {
+            for ((of, page), versions) in &layer.read().pages {
+                if *of == space
+                    && *page >= from
+                    && let Some(reference) = versions.at(view.epoch)
+                {
+                    recent.insert(*page, *reference);
+                }
             }
         }
         let mut indexed = Vec::new();
@@ -155,7 +164,8 @@ impl Snapshot {
     /// A metadata value.
     pub fn meta(&self, key: &[u8]) -> Result<Option<Vec<u8>>, ReadError> {
         let view = &self.0.view;
-        let recent = view.recent.read().metas.get(key).and_then(|versions| versions.at(view.epoch)).cloned();
+        let of = |layer: &Recent| layer.read().metas.get(key).and_then(|of| of.at(view.epoch)).cloned();
+        let recent = view.layers().find_map(of);
         match recent {
             Some(None) => Ok(None),
             Some(Some(value)) => self.recent_meta(value).map(Some),
@@ -180,12 +190,13 @@ impl Snapshot {
         })?;
         let mut found = BTreeMap::new();
         let mut recent: BTreeMap<Vec<u8>, Option<Meta>> = BTreeMap::new();
-        for (key, versions) in view.recent.read().metas.range(prefix.to_vec()..) {
-            if !key.starts_with(prefix) {
-                break;
-            }
-            if let Some(value) = versions.at(view.epoch) {
-                recent.insert(key.clone(), value.clone());
+        for layer in view.layers().rev() {
+            let layer = layer.read();
+            let ours = layer.metas.range(prefix.to_vec()..).take_while(|(key, _)| key.starts_with(prefix));
+            for (key, versions) in ours {
+                if let Some(value) = versions.at(view.epoch) {
+                    recent.insert(key.clone(), value.clone());
+                }
             }
         }
         for (key, value) in indexed {

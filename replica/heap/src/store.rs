@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::batch::{PAGE, Page};
 use super::block::{Geometry, Ref};
-use super::error::ReadError;
+use super::error::{ReadError, WriteError};
 use super::mutants::{self, Mutant};
 use super::node::{Kind, Node};
-use super::seal::Sealer;
+use super::seal::{Nonces, Sealer};
 use crate::media::{Media, MediaError};
 
 /// Index nodes kept for readers; 16 MiB.
@@ -32,13 +32,21 @@ impl Store {
         Self { media, geometry, sealer, cache: Mutex::default(), pins: Pins::default(), history }
     }
 
-    /// Writes a block to its slot.
+    /// Writes a block to a slot, protected; `next` will be written after it.
     #[inline]
-    pub(crate) fn write(&self, slot: u32, block: &Page) -> Result<(), MediaError> {
-        self.media.write(self.offset(slot), block)
+    pub(crate) fn write(
+        &self,
+        nonces: &mut Nonces,
+        slot: u32,
+        block: &Page,
+        next: &Page,
+    ) -> Result<Ref, WriteError> {
+        let place = (self.media.as_ref(), self.offset(slot));
+        let (nonce, tag) = self.sealer.write_block(nonces, place, block, next)?;
+        Ok(Ref::new(slot, nonce, tag))
     }
 
-    fn offset(&self, slot: u32) -> u64 {
+    pub(crate) fn offset(&self, slot: u32) -> u64 {
         // A slot outside can only come from a damaged plain heap; reading or writing there is refused by the
         // medium.
         self.geometry.offset(slot).unwrap_or(u64::MAX - PAGE as u64)
@@ -51,6 +59,7 @@ impl Store {
         if self.sealer.open_block(reference, into) || mutants::on(Mutant::BlockTagIgnored) {
             return Ok(());
         }
+        mutants::refused();
         into.fill(0);
         Err(ReadError::Damaged { offset })
     }

@@ -172,11 +172,9 @@ impl Writer {
             return Ok(false);
         }
         *budget -= 1;
-        let (mut block, mut scratch) = ([0; PAGE], [0; PAGE]);
+        let mut block = [0; PAGE];
         node.body.encode(&mut block).ok_or(WriteError::Fault("a node that is not its own"))?;
-        let (reference, sealed) =
-            self.store.sealer.seal_block(&mut self.nonces, node.slot, &block, &mut scratch)?;
-        self.store.write(node.slot, sealed)?;
+        let reference = self.store.write(&mut self.nonces, node.slot, &block, &block)?;
         // Nobody else writes nodes, so it was not set.
         let _ = node.stored.set(reference);
         Ok(true)

@@ -9,6 +9,8 @@ use nix::sys::statfs::{SYSFS_MAGIC, TMPFS_MAGIC, fstatfs};
 
 use super::mapping::Mapping;
 use super::{LINE, Media, MediaError, MediaKind, range};
+use crate::batch::Page;
+use crate::checksum::PageSum;
 
 /// A mapped PCI BAR: `resource2_wc` of an ivshmem device in sysfs. Streaming stores, fenced by `sfence`.
 #[derive(Debug)]
@@ -84,6 +86,17 @@ impl Media for BarMedia {
         let range = lines("write the BAR", self.mapping.len(), offset, bytes.len())?;
         self.mapping.write(range.start, bytes);
         Ok(())
+    }
+
+    fn write_page(&self, offset: u64, page: &Page, next: &Page) -> Result<(), MediaError> {
+        let range = lines("write the BAR", self.mapping.len(), offset, page.len())?;
+        self.mapping.write_page(range.start, page, next);
+        Ok(())
+    }
+
+    fn write_page_summed(&self, offset: u64, page: &Page, next: &Page) -> Result<PageSum, MediaError> {
+        let range = lines("write the BAR", self.mapping.len(), offset, page.len())?;
+        Ok(self.mapping.write_page_summed(range.start, page, next))
     }
 
     fn fence(&self) -> Result<(), MediaError> {

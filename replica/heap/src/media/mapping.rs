@@ -8,7 +8,9 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-use super::LINE;
+use super::{LINE, stream};
+use crate::batch::{PAGE, Page};
+use crate::checksum::PageSum;
 
 const WORD: usize = size_of::<u64>();
 
@@ -74,11 +76,39 @@ impl Mapping {
             "write within the mapping"
         );
         assert!(offset.is_multiple_of(LINE) && bytes.len().is_multiple_of(LINE), "write whole cache lines");
-        for (index, line) in bytes.chunks_exact(LINE).enumerate() {
+        for (index, line) in bytes.as_chunks::<LINE>().0.iter().enumerate() {
             // SAFETY: the line lies within the mapping (asserted above) and is aligned to 64 bytes, since the
             // mapping is page aligned and the offset is a multiple of 64.
-            unsafe { store_line(self.start.add(offset + index * LINE), line) };
+            unsafe { stream::line(self.start.add(offset + index * LINE), line) };
         }
+    }
+
+    /// Streams a page into the mapping and fetches the next meanwhile.
+    ///
+    /// # Panics
+    /// If the range is not within the mapping, or not on whole cache lines.
+    pub(super) fn write_page(&self, offset: usize, page: &Page, next: &Page) {
+        // SAFETY: checked there.
+        unsafe { stream::page(self.place(offset), page, next) }
+    }
+
+    /// The same, and gives the page's checksum.
+    ///
+    /// # Panics
+    /// If the range is not within the mapping, or not on whole cache lines.
+    pub(super) fn write_page_summed(&self, offset: usize, page: &Page, next: &Page) -> PageSum {
+        // SAFETY: checked there.
+        unsafe { stream::page_summed(self.place(offset), page, next) }
+    }
+
+    /// The address of a page: within the mapping, and aligned to 64.
+    fn place(&self, offset: usize) -> NonNull<u8> {
+        assert!(
+            offset.checked_add(PAGE).is_some_and(|end| end <= self.length) && offset.is_multiple_of(LINE),
+            "a page within the mapping, on whole cache lines"
+        );
+        // SAFETY: within the mapping, by the assertion.
+        unsafe { self.start.add(offset) }
     }
 
     /// Orders and drains all earlier stores.
@@ -97,34 +127,5 @@ impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: made by mmap with this length, and nothing refers to it any more. An error cannot be acted on.
         let _ = unsafe { munmap(self.start.cast(), self.length) };
-    }
-}
-
-/// Stores one cache line.
-///
-/// # Safety
-/// `to` points at 64 writable bytes, aligned to 64; `line` has 64 bytes.
-#[cfg(target_arch = "x86_64")]
-unsafe fn store_line(to: NonNull<u8>, line: &[u8]) {
-    use std::arch::x86_64::{_mm_loadu_si128, _mm_stream_si128};
-    for index in 0..LINE / 16 {
-        // SAFETY: SSE2 is part of x86-64; source and destination are within the 64 bytes that the caller
-        // vouches for, and the destination is aligned to 16.
-        unsafe {
-            let value = _mm_loadu_si128(line.as_ptr().add(index * 16).cast());
-            _mm_stream_si128(to.add(index * 16).cast().as_ptr(), value);
-        }
-    }
-}
-
-/// Stores one cache line.
-///
-/// # Safety
-/// `to` points at 64 writable bytes, aligned to 64; `line` has 64 bytes.
-#[cfg(not(target_arch = "x86_64"))]
-unsafe fn store_line(to: NonNull<u8>, line: &[u8]) {
-    for (index, word) in line.as_chunks::<WORD>().0.iter().enumerate() {
-        // SAFETY: within the 64 bytes that the caller vouches for, and aligned to 8.
-        unsafe { to.add(index * WORD).cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
     }
 }

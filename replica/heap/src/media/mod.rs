@@ -4,6 +4,7 @@ mod bar;
 mod file;
 mod mapping;
 mod memory;
+pub(crate) mod stream;
 
 pub use bar::BarMedia;
 pub use file::FileMedia;
@@ -12,6 +13,9 @@ pub use memory::MemMedia;
 use std::io;
 
 use thiserror::Error;
+
+use crate::batch::Page;
+use crate::checksum::{PageSum, page_sum};
 
 /// Granularity of [`Media::write`] in bytes: one cache line.
 const LINE: usize = 64;
@@ -85,6 +89,18 @@ pub trait Media: Send + Sync {
 
     /// Writes bytes; offset and length are multiples of 64.
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MediaError>;
+
+    /// Writes a page; `next` will be written after it, so a medium in memory may fetch that meanwhile.
+    fn write_page(&self, offset: u64, page: &Page, next: &Page) -> Result<(), MediaError> {
+        let _ = next;
+        self.write(offset, page)
+    }
+
+    /// The same, and gives the page's checksum: [`page_sum`].
+    fn write_page_summed(&self, offset: u64, page: &Page, next: &Page) -> Result<PageSum, MediaError> {
+        self.write_page(offset, page, next)?;
+        Ok(page_sum(page))
+    }
 
     /// Makes all earlier writes durable.
     fn fence(&self) -> Result<(), MediaError>;

@@ -1,0 +1,106 @@
+//! The figures.
+
+use std::path::Path;
+
+use heap::{BarMedia, Batch, Heap, Key, Media, OpenOptions, PAGE, Page, SpaceId};
+use serde_json::Value;
+
+use crate::reference::{Aead, Destination};
+use crate::{Failure, Scratch, clock, median, row};
+
+type Measure = fn(&mut Vec<Value>) -> Result<(), Failure>;
+
+/// All of them, by name.
+pub(crate) const ALL: [(&str, Measure); 1] = [("commit", commits)];
+
+const SHARED: &str = "/dev/shm";
+/// Pages of the memory that is committed; 256 MiB, far above the caches.
+const MEMORY: usize = 1 << 16;
+const MEDIUM: usize = 1 << 30;
+const ROUNDS: usize = 31;
+
+/// XorShift64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 as usize % bound
+    }
+}
+
+fn memory() -> Vec<Page> {
+    (0..MEMORY).map(|at| [at as u8 | 1; PAGE]).collect()
+}
+
+fn shared(path: &Path, length: usize) -> Result<Box<dyn Media>, Failure> {
+    std::fs::File::create_new(path)?.set_len(length as u64)?;
+    Ok(Box::new(BarMedia::open(path)?))
+}
+
+fn create(media: Box<dyn Media>, key: &Key) -> Result<Heap, Failure> {
+    let options = OpenOptions { create: true, ..OpenOptions::default() };
+    Ok(Heap::open(media, key, &options)?.0)
+}
+
+fn commit(heap: &mut Heap, memory: &[Page], pages: &[usize]) -> Result<(), Failure> {
+    let mut batch = Batch::new();
+    for page in pages {
+        batch.put_page(SpaceId(1), *page as u64, &memory[*page]);
+    }
+    heap.commit(&batch)?;
+    Ok(())
+}
+
+fn commits(rows: &mut Vec<Value>) -> Result<(), Failure> {
+    let memory = memory();
+    let scratch = Scratch::new(Path::new(SHARED), "reference");
+    let mut destination = Destination::new(&scratch.0, MEDIUM)?;
+    let mut aead = Aead::new()?;
+    let mut random = Random(88_172_645_463_325_252);
+    for (key, name) in [(Key::plain(), "plain"), (Key::new([7; 32]), "sealed")] {
+        let scratch = Scratch::new(Path::new(SHARED), name);
+        let mut heap = create(shared(&scratch.0, MEDIUM)?, &key)?;
+        // Around the medium, so that all of it was written before.
+        let all: Vec<usize> = (0..MEMORY).collect();
+        for _ in 0..2 * MEDIUM / PAGE / MEMORY {
+            all.chunks(1000).try_for_each(|pages| commit(&mut heap, &memory, pages))?;
+        }
+        for pages in [1, 10, 100, 1000] {
+            let (mut ours, mut copies, mut seals) = (Vec::new(), Vec::new(), Vec::new());
+            let commits = 20_000 / pages;
+            for _ in 0..ROUNDS {
+                let chosen: Vec<Vec<usize>> = (0..commits)
+                    .map(|_| {
+                        let mut pages: Vec<usize> = (0..pages).map(|_| random.below(MEMORY)).collect();
+                        pages.sort_unstable();
+                        pages.dedup();
+                        pages
+                    })
+                    .collect();
+                let start = clock();
+                chosen.iter().flatten().for_each(|page| destination.copy(&memory[*page]));
+                let middle = clock();
+                chosen.iter().try_for_each(|pages| commit(&mut heap, &memory, pages))?;
+                let end = clock();
+                copies.push((middle - start) / commits as f64);
+                ours.push((end - middle) / commits as f64);
+                if name == "sealed" {
+                    let start = clock();
+                    chosen.iter().flatten().try_for_each(|_| aead.seal())?;
+                    seals.push((clock() - start) / commits as f64);
+                }
+            }
+            let (ours, copy) = (median(&mut ours), median(&mut copies));
+            rows.push(if name == "plain" {
+                row(format!("commit of {pages} pages, plain / memcpy"), ours, copy, 1.0)
+            } else {
+                let figure = format!("commit of {pages} pages, sealed / memcpy + AEAD");
+                row(figure, ours, copy + median(&mut seals), 1.2)
+            });
+        }
+    }
+    Ok(())
+}

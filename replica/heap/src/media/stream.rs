@@ -1,0 +1,139 @@
+//! Copies past the cache, to memory that others can change at any time.
+//!
+//! A page is streamed while the next one is fetched: without that each line of a page that is not in the cache
+//! is waited for, and with it a copy takes two thirds of what `memcpy` takes.
+#![allow(unsafe_code, reason = "stores past the cache and instructions chosen at run time have no safe form")]
+
+use std::ptr::NonNull;
+
+use super::LINE;
+use crate::batch::Page;
+use crate::checksum::{self, PageSum};
+
+/// Checksum of a page, if the processor has the instruction for it.
+pub(crate) fn sum(page: &Page) -> Option<PageSum> {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("sse4.2") {
+        // SAFETY: the processor has SSE4.2.
+        return Some(unsafe { x86::sum(page) });
+    }
+    let _ = page;
+    None
+}
+
+/// Streams one cache line.
+///
+/// # Safety
+/// `to` points at 64 writable bytes, aligned to 64.
+pub(super) unsafe fn line(to: NonNull<u8>, line: &[u8; LINE]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the caller vouches for `to`.
+    unsafe {
+        x86::line(to, line);
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    for (index, word) in line.as_chunks::<8>().0.iter().enumerate() {
+        // SAFETY: within the 64 bytes that the caller vouches for, and aligned to 8.
+        unsafe { to.add(index * 8).cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
+    }
+}
+
+/// Streams a page, and fetches `next` meanwhile.
+///
+/// # Safety
+/// `to` points at 4096 writable bytes, aligned to 64.
+pub(super) unsafe fn page(to: NonNull<u8>, page: &Page, next: &Page) {
+    let lines = page.as_chunks::<LINE>().0.iter().zip(next.as_chunks::<LINE>().0);
+    for (index, (from, ahead)) in lines.enumerate() {
+        fetch(ahead);
+        // SAFETY: a line within the page that the caller vouches for.
+        unsafe { line(to.add(index * LINE), from) };
+    }
+}
+
+/// The same, and gives the page's checksum.
+///
+/// # Safety
+/// `to` points at 4096 writable bytes, aligned to 64.
+pub(super) unsafe fn page_summed(to: NonNull<u8>, from: &Page, next: &Page) -> PageSum {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("sse4.2") {
+        // SAFETY: the processor has SSE4.2, and the caller vouches for `to`.
+        return unsafe { x86::page_summed(to, from, next) };
+    }
+    // SAFETY: the caller vouches for `to`.
+    unsafe { page(to, from, next) };
+    checksum::page_sum_portable(from)
+}
+
+#[inline(always)]
+fn fetch(line: &[u8; LINE]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: fetching into the cache reads nothing that the program sees; SSE is part of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = line;
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{LINE, NonNull, Page, PageSum, checksum, fetch};
+    use std::arch::x86_64::{_mm_crc32_u64, _mm_loadu_si128, _mm_stream_si128};
+
+    /// # Safety
+    /// `to` points at 64 writable bytes, aligned to 64.
+    #[inline(always)]
+    pub(super) unsafe fn line(to: NonNull<u8>, line: &[u8; LINE]) {
+        // All loads first: a store that waits for its load would hold the line's buffer.
+        let from = line.as_chunks::<16>().0;
+        let parts: [_; LINE / 16] = std::array::from_fn(|index| {
+            // SAFETY: SSE2 is part of x86-64; the source is 16 bytes long.
+            unsafe { _mm_loadu_si128(from[index].as_ptr().cast()) }
+        });
+        for (index, part) in parts.into_iter().enumerate() {
+            // SAFETY: within the 64 bytes that the caller vouches for, and aligned to 16.
+            unsafe { _mm_stream_si128(to.add(index * 16).cast().as_ptr(), part) };
+        }
+    }
+
+    #[target_feature(enable = "sse4.2")]
+    #[inline]
+    fn add(chains: &mut [u64; checksum::CHAINS], line: &[u8; LINE]) {
+        for words in line.as_chunks::<{ 8 * checksum::CHAINS }>().0 {
+            for (chain, word) in chains.iter_mut().zip(words.as_chunks::<8>().0) {
+                *chain = _mm_crc32_u64(*chain, u64::from_le_bytes(*word));
+            }
+        }
+    }
+
+    const START: [u64; checksum::CHAINS] = [u32::MAX as u64; checksum::CHAINS];
+
+    fn end(chains: [u64; checksum::CHAINS]) -> PageSum {
+        checksum::encode(chains.map(|chain| !(chain as u32)))
+    }
+
+    #[target_feature(enable = "sse4.2")]
+    pub(super) fn sum(page: &Page) -> PageSum {
+        let mut chains = START;
+        page.as_chunks::<LINE>().0.iter().for_each(|line| add(&mut chains, line));
+        end(chains)
+    }
+
+    /// # Safety
+    /// `to` points at 4096 writable bytes, aligned to 64.
+    #[target_feature(enable = "sse4.2")]
+    pub(super) unsafe fn page_summed(to: NonNull<u8>, from: &Page, next: &Page) -> PageSum {
+        let mut chains = START;
+        let lines = from.as_chunks::<LINE>().0.iter().zip(next.as_chunks::<LINE>().0);
+        for (index, (from, ahead)) in lines.enumerate() {
+            fetch(ahead);
+            add(&mut chains, from);
+            // SAFETY: a line within the page that the caller vouches for.
+            unsafe { line(to.add(index * LINE), from) };
+        }
+        end(chains)
+    }
+}
+
