@@ -32,10 +32,12 @@ pub(crate) const FOR_UP: &[&Need] = &[
 
 /// What the tests need beside [`FOR_UP`].
 pub(crate) const FOR_TEST: &[&Need] = &[
+    &need("chromium", &["chromium"], "reads the status page"),
     &need("cpio", &["cpio"], "oracle for the initrd"),
     &need("disorderfs", &["disorderfs"], "shuffles files for the double build"),
     &need("openssl", &["openssl"], "oracle for TLS"),
     &need("fsck.fat", &["dosfstools"], "oracle for the boot partition"),
+    &need("softhsm2-util", &["softhsm2"], "a token that keeps release keys"),
     &need("mcopy", &["mtools"], "oracle for the boot partition"),
     &need("sbverify", &["sbsigntool"], "oracle for Secure Boot signatures"),
     &need("sfdisk", &["fdisk"], "oracle for the partition table"),
