@@ -11,6 +11,7 @@ use crate::launch::Launch;
 use crate::machine::{Effect, Event, Machine, State, Time};
 use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
 use crate::qmp::Notice;
+use crate::samples::{self, CpuTime, Sample};
 use crate::status::{AttestedStatus, ReasonStatus, ReleaseStatus, Status};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -98,6 +99,7 @@ pub async fn run(
     tokio::spawn(crate::gateway::serve(http, guest_address, pin_receiver));
     let routes = router(shared.clone());
     tokio::spawn(async move { axum::serve(status_listener, routes).await });
+    tokio::spawn(watch_host(shared.clone()));
 
     let machine = Machine::new(options.policy);
     let (reports, inbox) = mpsc::channel(64);
@@ -173,6 +175,8 @@ fn first_status(ports: Ports, memory_mib: u32) -> Status {
         accel: None,
         accel_reason: String::new(),
         memory_mib,
+        hardware: None,
+        sample: Sample::default(),
         uptime_s: 0,
     }
 }
@@ -220,6 +224,7 @@ impl Agent {
         record.measurement = release.measurement.clone();
         self.shared.update(|status| {
             status.release = Some(release);
+            status.hardware = Some((&checked.hardware).into());
             if let Some((accel, reason)) = checked.platform.accel() {
                 tracing::info!(%accel, reason, "how the guest is executed");
                 status.accel = Some(accel);
@@ -424,6 +429,38 @@ impl Agent {
         tracing::info!(pid = guest.pid(), launch = self.number, "QEMU runs");
         self.guest = Some(guest);
         Ok(())
+    }
+}
+
+/// Measures the host from time to time.
+async fn watch_host(shared: Shared) {
+    // Reading a drive's log takes it a moment, and its wear changes slowly.
+    const DRIVES: Duration = Duration::from_secs(600);
+    let mut interval = tokio::time::interval(samples::INTERVAL);
+    let mut before: Option<CpuTime> = None;
+    let mut drives: Option<(Instant, Option<u8>)> = None;
+    loop {
+        interval.tick().await;
+        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
+        let now = CpuTime::parse(&read("/proc/stat"));
+        let cpu_percent = now.zip(before).and_then(|(now, before)| now.busy_percent(before));
+        before = now;
+        if drives.is_none_or(|(at, _)| at.elapsed() > DRIVES) {
+            let wear = tokio::task::spawn_blocking(hwspec::probe::nvme_wear).await.ok().flatten();
+            drives = Some((Instant::now(), wear));
+        }
+        let status = shared.read();
+        let attested = status.attested.as_ref();
+        let now_unix_s = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        shared.sample(Sample {
+            at_s: status.uptime_s,
+            cpu_percent,
+            memory_percent: samples::memory_percent(&read("/proc/meminfo")),
+            agent_bytes: samples::resident_bytes(&read("/proc/self/status")),
+            nvme_wear_percent: drives.and_then(|(_, wear)| wear),
+            restarts: status.restarts,
+            attestation_age_s: attested.map(|attested| now_unix_s.saturating_sub(attested.at_unix_s)),
+        });
     }
 }
 

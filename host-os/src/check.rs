@@ -123,6 +123,8 @@ impl CheckError {
 /// What was checked and may be launched.
 #[derive(Debug)]
 pub struct Checked {
+    /// The machine, judged.
+    pub hardware: hwspec::Report,
     /// The release.
     pub release: CheckedRelease,
     /// What protects the guest.
@@ -146,7 +148,7 @@ pub fn check(
 ) -> Result<Checked, CheckError> {
     let anchors = crate::attest::anchors(options.profile).ok_or(CheckError::Profile(options.profile))?;
     progress("checking this machine against the hardware specification");
-    crate::hardware::check(options, node)?;
+    let hardware = crate::hardware::check(options, node)?;
 
     progress("verifying the manifest's signatures");
     let root = options.root.load(options.profile)?;
@@ -162,5 +164,5 @@ pub fn check(
     let mut expectations = Expectations::of_guest([*release.measurement()], config.host_data(), anchors);
     expectations.policy.id_block = bundle::id_block_policy(release.manifest().manifest());
     let platform = platform::set_up(options, node, &release, &config, progress)?;
-    Ok(Checked { release, platform, config, nvram, disk, expectations })
+    Ok(Checked { hardware, release, platform, config, nvram, disk, expectations })
 }

@@ -2,11 +2,11 @@
 
 use crate::check::{CheckError, Options};
 use crate::node::NodeDir;
-use hwspec::{Check, Severity, Spec, Status};
+use hwspec::{Check, Report, Severity, Spec, Status};
 use release::Profile;
 
 /// Probes this machine and checks it. Failed checks that the operator named are logged and accepted.
-pub fn check(options: &Options, node: &NodeDir) -> Result<(), CheckError> {
+pub fn check(options: &Options, node: &NodeDir) -> Result<Report, CheckError> {
     let name = match options.profile {
         Profile::Virtual => "virtual",
         // The generation with SEV-SNP.
@@ -26,7 +26,7 @@ pub fn check(options: &Options, node: &NodeDir) -> Result<(), CheckError> {
         }
     }
     if refused.is_empty() {
-        return Ok(());
+        return Ok(report);
     }
     refused.push("or accept one of these with --ignore-hardware NAME".into());
     Err(CheckError::Hardware { spec: name.into(), findings: refused.join("\n") })

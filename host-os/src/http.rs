@@ -1,5 +1,7 @@
 //! The agent's read-only HTTP interface on loopback, and the one-request client that reads it or the guest's evidence.
 
+use crate::page::{content_security_policy, page};
+use crate::samples::{History, Sample};
 use crate::status::{Status, metrics};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -16,16 +18,23 @@ use tokio::io::{AsyncRead, AsyncWrite};
 #[derive(Clone)]
 pub(crate) struct Shared {
     status: Arc<Mutex<Status>>,
+    history: Arc<Mutex<History>>,
     started: Instant,
 }
 
 impl Shared {
     pub(crate) fn new(status: Status, started: Instant) -> Self {
-        Self { status: Arc::new(Mutex::new(status)), started }
+        Self { status: Arc::new(Mutex::new(status)), history: Arc::default(), started }
     }
 
     pub(crate) fn update(&self, change: impl FnOnce(&mut Status)) {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Adds figures to those of the last hour.
+    pub(crate) fn sample(&self, sample: Sample) {
+        self.update(|status| status.sample = sample);
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
     }
 
     pub(crate) fn read(&self) -> Status {
@@ -35,9 +44,10 @@ impl Shared {
     }
 }
 
-/// The routes: `/status`, `/metrics`, `/healthz`.
+/// The routes: `/` for people, `/status`, `/metrics`, `/healthz`.
 pub(crate) fn router(shared: Shared) -> Router {
     Router::new()
+        .route("/", get(async |State(shared): State<Shared>| html(&shared)))
         .route("/status", get(async |State(shared): State<Shared>| json(&shared.read())))
         .route("/metrics", get(async |State(shared): State<Shared>| text(metrics(&shared.read()))))
         .route("/healthz", get(async |State(shared): State<Shared>| health(&shared.read())))
@@ -49,6 +59,19 @@ fn json(status: &Status) -> Response {
         Ok(body) => ([(header::CONTENT_TYPE, "application/json")], body).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+fn html(shared: &Shared) -> Response {
+    let history = shared.history.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+    let headers = [
+        (header::CONTENT_TYPE, "text/html; charset=utf-8".to_owned()),
+        (header::CONTENT_SECURITY_POLICY, content_security_policy()),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        (header::REFERRER_POLICY, "no-referrer".to_owned()),
+        (header::CACHE_CONTROL, "no-store".to_owned()),
+    ];
+    (headers, page(&shared.read(), &history, now)).into_response()
 }
 
 fn text(body: String) -> Response {

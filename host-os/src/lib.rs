@@ -5,7 +5,8 @@
 //! | [`machine`] | the life of one guest: states, events, transitions; pure |
 //! | [`launch`] | what is launched: the QEMU command line and the launch measurement from one value; pure |
 //! | [`config`] | the guest's configuration and its hash, HOST_DATA; pure |
-//! | [`status`] | status and metrics; pure |
+//! | [`status`], [`page`] | status, metrics, the page that shows them; pure |
+//! | [`samples`] | figures of the last hour |
 //! | [`check`], [`bundle`], [`hardware`], [`platform`], [`accel`] | what must be true before anything is launched |
 //! | [`dry_run`] | what would be launched, for people to read |
 //! | [`node`], [`console`] | files of the node |
@@ -33,11 +34,13 @@ pub mod http;
 pub mod launch;
 pub mod machine;
 pub mod node;
+pub mod page;
 pub mod pid1;
 pub mod platform;
 #[cfg(feature = "virtual")]
 mod psp;
 pub mod qmp;
+pub mod samples;
 pub mod status;
 mod sys;
 mod tls;

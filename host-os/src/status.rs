@@ -5,6 +5,7 @@ use crate::console::printable;
 use crate::launch::Accel;
 use crate::machine::State;
 use crate::node::Ports;
+use crate::samples::Sample;
 use host_guest::{Health, Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -43,8 +44,47 @@ pub struct Status {
     pub accel_reason: String,
     /// Size of the guest's memory in MiB.
     pub memory_mib: u32,
+    /// How this machine compares with its hardware specification, once that was checked.
+    pub hardware: Option<HardwareStatus>,
+    /// The last figures of the host.
+    pub sample: Sample,
     /// Seconds since the agent started.
     pub uptime_s: u64,
+}
+
+/// How the machine compares with a hardware specification.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HardwareStatus {
+    /// Name of the specification.
+    pub spec: String,
+    /// "pass", "warn", "unknown" or "fail".
+    pub verdict: String,
+    /// The checks that did not pass.
+    pub findings: Vec<Finding>,
+}
+
+/// One check that did not pass.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Name of the check.
+    pub id: String,
+    /// Expected, found, and the fix, in words.
+    pub text: String,
+}
+
+impl From<&hwspec::Report> for HardwareStatus {
+    fn from(report: &hwspec::Report) -> Self {
+        let failed = report.checks.iter().filter(|check| check.status != hwspec::Status::Pass);
+        let finding = |check: &hwspec::Check| Finding {
+            id: check.id.clone(),
+            text: format!("expected {}, found {}; {}", check.expected, check.found, check.fix),
+        };
+        Self {
+            spec: report.spec.clone(),
+            verdict: report.verdict.to_string(),
+            findings: failed.map(finding).collect(),
+        }
+    }
 }
 
 /// What was proved by evidence that the guest gave over the very TLS connection it is bound to.
@@ -166,6 +206,14 @@ pub fn metrics(status: &Status) -> String {
         "How often the guest was started again.",
         &one(status.restarts as f64),
     );
+    if let Some(attested) = &status.attested {
+        metric(
+            "guest_attested_timestamp_seconds",
+            "gauge",
+            "When the guest's evidence was verified, in seconds since 1970.",
+            &one(attested.at_unix_s as f64),
+        );
+    }
     let attested = f64::from(u8::from(status.attested.is_some()));
     metric("guest_attested", "gauge", "1 while the guest's evidence is verified.", &one(attested));
     metric(
@@ -174,6 +222,22 @@ pub fn metrics(status: &Status) -> String {
         "Seconds since the agent started.",
         &one(status.uptime_s as f64),
     );
+    let sample = &status.sample;
+    let figures = [
+        ("host_cpu_busy_percent", "Part of the processors' time that was not idle.", sample.cpu_percent),
+        ("host_memory_used_percent", "Part of the memory that is not available.", sample.memory_percent),
+        ("agent_resident_bytes", "Memory of the agent.", sample.agent_bytes.map(|bytes| bytes as f64)),
+        (
+            "nvme_wear_percent",
+            "Endurance that the most worn drive has used.",
+            sample.nvme_wear_percent.map(f64::from),
+        ),
+    ];
+    for (name, help, value) in figures {
+        if let Some(value) = value {
+            metric(name, "gauge", help, &one(value));
+        }
+    }
     if let Some(release) = &status.release {
         let labels = format!(
             "{{version=\"{}\",profile=\"{}\",measurement=\"{}\"}}",
@@ -229,6 +293,8 @@ pub(crate) mod tests {
             accel: Some(Accel::Tcg),
             accel_reason: "as asked".into(),
             memory_mib: 1024,
+            hardware: None,
+            sample: Sample::default(),
             uptime_s: 20,
         }
     }

@@ -1,6 +1,6 @@
 //! What a machine was found to have.
 
-pub use crate::linux::this_machine;
+pub use crate::linux::{nvme_wear, this_machine};
 use crate::seen::Seen;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;

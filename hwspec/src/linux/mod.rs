@@ -44,6 +44,13 @@ pub fn this_machine(directory: &Path) -> Probe {
     }
 }
 
+/// Share of its life that the most worn NVMe drive of this machine has used, in percent; `None` if no drive tells.
+pub fn nvme_wear() -> Option<u8> {
+    let drives = storage::nvme();
+    let worn = drives.get().ok()?.iter().filter_map(|drive| Some(drive.smart.get().ok()?.used));
+    worn.max()
+}
+
 fn read(path: impl AsRef<Path>) -> io::Result<String> {
     let mut bytes = Vec::new();
     File::open(path)?.take(MAX_READ).read_to_end(&mut bytes)?;
