@@ -2,7 +2,10 @@
 //!
 //! An entry appears whole or not at all: it is made in a directory beside its place and renamed.
 
-use anyhow::{Context, Result};
+use crate::{
+    error::Result,
+    files::{self, FileError, failed},
+};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -28,6 +31,11 @@ impl Key {
     }
 }
 
+/// The environment names no place for the cache.
+#[derive(Debug, thiserror::Error)]
+#[error("no place for the cache: set HOME, XDG_CACHE_HOME or REDOUBT_CACHE")]
+pub struct NoPlace;
+
 /// A directory of finished outputs.
 #[derive(Debug, Clone)]
 pub struct Cache {
@@ -41,18 +49,16 @@ impl Cache {
             (Some(root), _) => PathBuf::from(root),
             (None, Some(base)) => PathBuf::from(base).join("redoubt"),
             (None, None) => {
-                let home = std::env::var_os("HOME")
-                    .context("no place for the cache: set HOME, XDG_CACHE_HOME or REDOUBT_CACHE")?;
+                let home = std::env::var_os("HOME").ok_or(NoPlace)?;
                 PathBuf::from(home).join(".cache/redoubt")
             }
         };
-        Self::at(root)
+        Ok(Self::at(root)?)
     }
 
     /// A cache in a directory of the caller's choice, made as needed.
-    pub fn at(root: PathBuf) -> Result<Self> {
-        std::fs::create_dir_all(&root)
-            .with_context(|| format!("cannot make the cache {}", root.display()))?;
+    pub fn at(root: PathBuf) -> Result<Self, FileError> {
+        files::make_folder(&root)?;
         Ok(Self { root })
     }
 
@@ -74,7 +80,12 @@ impl Cache {
 
     /// The directory of the entry `kind` with these inputs, made by `make` (given an empty directory) if
     /// it is not there yet.
-    pub fn entry(&self, kind: &str, key: Key, make: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    pub fn entry<E: From<FileError>>(
+        &self,
+        kind: &str,
+        key: Key,
+        make: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
         let place = self.place(kind, key);
         if place.is_dir() {
             return Ok(place);
@@ -82,28 +93,23 @@ impl Cache {
         let draft = tempfile::Builder::new()
             .prefix(&format!(".{kind}-"))
             .tempdir_in(&self.root)
-            .with_context(|| format!("cannot write into the cache {}", self.root.display()))?;
+            .map_err(failed("write into the cache", &self.root))?;
         make(draft.path())?;
         let draft = draft.keep();
         match std::fs::rename(&draft, &place) {
             Ok(()) => {}
             // Somebody else made the same entry meanwhile: same inputs, so theirs is as good.
-            Err(_) if place.is_dir() => std::fs::remove_dir_all(&draft)?,
-            Err(e) => {
-                return Err(e)
-                    .with_context(|| format!("cannot move {} to {}", draft.display(), place.display()));
-            }
+            Err(_) if place.is_dir() => std::fs::remove_dir_all(&draft).map_err(failed("remove", &draft))?,
+            Err(error) => return Err(failed("move to its place in the cache", &draft)(error).into()),
         }
         Ok(place)
     }
 }
 
 /// SHA-256 of a file, as lower-case hexadecimal.
-pub fn sha256_file(path: &Path) -> Result<String> {
-    let mut file = std::fs::File::open(path).with_context(|| format!("cannot open {}", path.display()))?;
-    let mut hash = Sha256::new();
-    std::io::copy(&mut file, &mut hash).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(hex::encode(hash.finalize()))
+pub fn sha256_file(path: &Path) -> Result<String, FileError> {
+    let (digest, _) = crate::store::hash_file(path).map_err(failed("read", path))?;
+    Ok(digest.to_string())
 }
 
 #[cfg(test)]
@@ -115,10 +121,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let cache = Cache::at(dir.path().join("cache")).unwrap();
         let key = || Key::default().with("a", "1");
-        assert!(cache.entry("x", key(), |_| anyhow::bail!("broken")).is_err());
+        let broken =
+            |_: &Path| Err(FileError { doing: "x", path: "y".into(), source: std::io::Error::other("z") });
+        assert!(cache.entry("x", key(), broken).is_err());
         assert_eq!(std::fs::read_dir(dir.path().join("cache")).unwrap().count(), 0);
-        let first = cache.entry("x", key(), |d| Ok(std::fs::write(d.join("f"), "content")?)).unwrap();
-        let again = cache.entry("x", key(), |_| anyhow::bail!("made twice")).unwrap();
+        let first = cache.entry("x", key(), |d| files::write(&d.join("f"), "content")).unwrap();
+        let again = cache.entry("x", key(), broken).unwrap();
         assert_eq!(first, again);
         assert_eq!(std::fs::read(again.join("f")).unwrap(), b"content");
     }

@@ -26,9 +26,20 @@ pub enum Kind<'a> {
     },
 }
 
+/// A number does not fit into the format's 32 bits.
+#[derive(Debug, thiserror::Error)]
+#[error("a file for the initrd has 4 GiB or more, which its format cannot hold")]
+pub struct TooLarge;
+
+impl From<std::num::TryFromIntError> for TooLarge {
+    fn from(_: std::num::TryFromIntError) -> Self {
+        Self
+    }
+}
+
 /// Writes the entries, sorted by path, and the trailer. Sizes above 4 GiB do not fit the format: such a
 /// file is refused.
-pub fn archive(entries: &mut [Entry]) -> anyhow::Result<Vec<u8>> {
+pub fn archive(entries: &mut [Entry]) -> Result<Vec<u8>, TooLarge> {
     entries.sort_by_key(|entry| entry.path.to_owned());
     let mut out = Vec::new();
     for (inode, entry) in entries.iter().enumerate() {
@@ -50,7 +61,7 @@ fn write(
     mode: u32,
     data: &[u8],
     rdev: (u32, u32),
-) -> anyhow::Result<()> {
+) -> Result<(), TooLarge> {
     let links = if mode & 0o040_000 != 0 { 2 } else { 1 };
     let size = u32::try_from(data.len())?;
     let name_size = u32::try_from(name.len() + 1)?;

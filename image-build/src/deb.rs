@@ -147,6 +147,13 @@ pub fn member<T>(
     Err(DebError::NoMember { path: package.to_owned(), member: member.to_owned() })
 }
 
+/// The whole content of one file of a package.
+pub fn content(package: &Path, member: &str) -> Result<Vec<u8>, DebError> {
+    let mut content = Vec::new();
+    self::member(package, member, |from| from.read_to_end(&mut content))?;
+    Ok(content)
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;

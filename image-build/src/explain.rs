@@ -3,6 +3,7 @@
 use crate::{
     compare,
     guest::names,
+    host::{self, pe},
     kernel,
     lock::Lock,
     reproduce::{Release, ReleaseError, json_differences},
@@ -10,6 +11,7 @@ use crate::{
 };
 use release::{Digest, FileName};
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// The differences between two releases.
@@ -19,23 +21,32 @@ pub struct Explanation {
     pub same: bool,
     /// Places in the manifests that differ, as `place: before -> now`: version, command line, measurements...
     pub manifest: Vec<String>,
-    /// Sizes of the artefacts, in bytes, before and now.
-    pub sizes: BTreeMap<String, (u64, u64)>,
+    /// Sizes in bytes of the artefacts that changed theirs, before and now; 0 for one that is not there.
+    pub sizes: Changes<u64>,
     /// Locked inputs.
     pub inputs: Vec<Change>,
-    /// Kernel options with their values before and now; `n` for off.
-    pub kernel_options: BTreeMap<String, (String, String)>,
+    /// Options of the guest's kernel with their values before and now; `n` for off.
+    pub kernel_options: Changes<String>,
+    /// Options of the host's kernel.
+    pub host_kernel_options: Changes<String>,
     /// Files in the initrd with size and SHA-256 before and now; none for a file that is not there.
-    pub initrd: BTreeMap<String, (Option<Entry>, Option<Entry>)>,
+    pub initrd: Changes<Option<Entry>>,
+    /// Files in the host's root, likewise.
+    pub host_root: Changes<Option<Entry>>,
+    /// Command line of the host's kernel before and now, if it changed.
+    pub host_command_line: Option<(String, String)>,
     /// What could not be compared, because a release lacks the file.
     pub missing: Vec<String>,
 }
 
-/// A file in an initrd.
+/// What changed, by name: before and now.
+pub type Changes<V> = BTreeMap<String, (V, V)>;
+
+/// A file in an initrd, or in the host's root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Entry {
     /// Bytes.
-    pub size: usize,
+    pub size: u64,
     /// SHA-256.
     pub sha256: String,
 }
@@ -45,14 +56,19 @@ pub fn explain(before: &Release, now: &Release) -> Result<Explanation, ReleaseEr
     let mut manifest = Vec::new();
     let value = |release: &Release| serde_json::to_value(&release.manifest).unwrap_or_default();
     json_differences("", &value(before), &value(now), &mut manifest);
-    let size = |release: &Release, name| release.manifest.guest.files.get(name).size;
+    let size = |release: &Release| -> BTreeMap<String, u64> {
+        release.manifest.files().map(|(name, file)| (name.to_owned(), file.size)).collect()
+    };
     let mut found = Explanation {
         same: manifest.is_empty(),
         manifest,
-        sizes: FileName::ALL.iter().map(|n| (n.to_string(), (size(before, *n), size(now, *n)))).collect(),
+        sizes: changed(&size(before), &size(now), 0),
         inputs: Vec::new(),
         kernel_options: BTreeMap::new(),
+        host_kernel_options: BTreeMap::new(),
         initrd: BTreeMap::new(),
+        host_root: BTreeMap::new(),
+        host_command_line: None,
         missing: Vec::new(),
     };
     let initrd = |release: &Release| release.manifest.guest.files.get(FileName::Initrd).path.clone();
@@ -70,14 +86,29 @@ pub fn explain(before: &Release, now: &Release) -> Result<Explanation, ReleaseEr
             _ => found.missing.push(format!("a readable {}", names::LOCK)),
         }
     }
+    let symbols = |bytes: &[u8]| kernel::symbols(&String::from_utf8_lossy(bytes));
     if let Some([a, b]) = both(names::KERNEL_CONFIG, names::KERNEL_CONFIG, &mut found.missing)? {
-        let symbols = |bytes: &[u8]| kernel::symbols(&String::from_utf8_lossy(bytes));
         found.kernel_options = changed(&symbols(&a), &symbols(&b), "n".to_owned());
     }
+    let optional = |map: BTreeMap<String, Entry>| map.into_iter().map(|(k, v)| (k, Some(v))).collect();
     if let Some([a, b]) = both(&initrd(before), &initrd(now), &mut found.missing)? {
-        let (a, b) = (entries(&a), entries(&b));
-        let optional = |map: BTreeMap<String, Entry>| map.into_iter().map(|(k, v)| (k, Some(v))).collect();
-        found.initrd = changed(&optional(a), &optional(b), None);
+        found.initrd = changed(&optional(entries(&a)), &optional(entries(&b)), None);
+    }
+    let (Some(host_before), Some(host_now)) = (&before.manifest.host, &now.manifest.host) else {
+        return Ok(found);
+    };
+    let (config, sbom) = (host::names::KERNEL_CONFIG, host::names::SBOM);
+    if let Some([a, b]) = both(config, config, &mut found.missing)? {
+        found.host_kernel_options = changed(&symbols(&a), &symbols(&b), "n".to_owned());
+    }
+    if let Some([a, b]) = both(sbom, sbom, &mut found.missing)? {
+        found.host_root = changed(&optional(listed(&a)), &optional(listed(&b)), None);
+    }
+    if let Some([a, b]) = both(&host_before.uki.path, &host_now.uki.path, &mut found.missing)? {
+        let line = |uki: &[u8]| {
+            String::from_utf8_lossy(pe::section(uki, ".cmdline").unwrap_or_default()).into_owned()
+        };
+        found.host_command_line = Some((line(&a), line(&b))).filter(|(a, b)| a != b);
     }
     Ok(found)
 }
@@ -101,14 +132,39 @@ fn entries(initrd: &[u8]) -> BTreeMap<String, Entry> {
     compare::files(initrd)
         .into_iter()
         .map(|(name, content)| {
-            (name, Entry { size: content.len(), sha256: Digest::of(&content).to_string() })
+            (name, Entry { size: content.len() as u64, sha256: Digest::of(&content).to_string() })
         })
         .collect()
+}
+
+/// The files that a CycloneDX list of a host's root names.
+fn listed(list: &[u8]) -> BTreeMap<String, Entry> {
+    let list: Value = serde_json::from_slice(list).unwrap_or_default();
+    let parts = |value: &Value| value["components"].as_array().cloned().unwrap_or_default();
+    let file = |file: &Value| {
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let size = file["properties"][0]["value"].as_str()?.parse().ok()?;
+        Some((text(&file["name"])?, Entry { size, sha256: text(&file["hashes"][0]["content"])? }))
+    };
+    parts(&list).iter().flat_map(parts).filter_map(|value| file(&value)).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn files_of_the_hosts_root_come_from_its_list() {
+        let list = |content: &str| {
+            let file = json!({ "name": "/usr/bin/x", "hashes": [{ "content": content }], "properties": [{ "value": "3" }] });
+            listed(json!({ "components": [{ "name": "x", "components": [file] }] }).to_string().as_bytes())
+        };
+        let found = changed(&list("aa"), &list("bb"), Entry { size: 0, sha256: String::new() });
+        let entry = |sha256: &str| Entry { size: 3, sha256: sha256.to_owned() };
+        assert_eq!(found, BTreeMap::from([("/usr/bin/x".to_owned(), (entry("aa"), entry("bb")))]));
+        assert!(listed(b"no list").is_empty());
+    }
 
     #[test]
     fn changed_keys_are_listed_with_both_values() {

@@ -9,12 +9,13 @@
 use crate::{
     cache::Key,
     deb,
+    error::{ImageError, Result},
+    files,
     lock::{EDK2, SEABIOS},
     recipe::{self, Firmware},
     step::Step,
     workshop::Workshop,
 };
-use anyhow::{Context, Result};
 use release::Digest;
 use std::path::{Path, PathBuf};
 
@@ -71,7 +72,7 @@ pub fn build(workshop: &Workshop, firmware: &Firmware) -> Result<PathBuf> {
     match firmware {
         Firmware::AmdSev { sha256 } => {
             let path = amd_sev(workshop)?;
-            let found = Digest::of(&std::fs::read(&path)?);
+            let found = Digest::of(&files::read(&path)?);
             if found != *sha256 {
                 return Err(NotPinned { path, expected: *sha256, found }.into());
             }
@@ -87,9 +88,7 @@ fn seabios(workshop: &Workshop) -> Result<PathBuf> {
     let key = Key::default().with("package", package.sha256.as_bytes());
     let entry = workshop.cache.entry("seabios", key, |dir| {
         let (_, package) = workshop.inputs.file(SEABIOS)?;
-        let mut file = std::fs::File::create(dir.join("bios.bin"))?;
-        deb::member(&package, BIOS, |from| std::io::copy(from, &mut file))?;
-        Ok(())
+        Ok::<_, ImageError>(files::write(&dir.join("bios.bin"), deb::content(&package, BIOS)?)?)
     })?;
     Ok(entry.join("bios.bin"))
 }
@@ -107,12 +106,9 @@ fn key(workshop: &Workshop) -> Result<Key> {
     for input in workshop.inputs.lock.group(EDK2)? {
         key = key.with(input.file_name(), input.sha256.as_bytes());
     }
-    let mut ours: Vec<_> = std::fs::read_dir(&patches)
-        .with_context(|| format!("cannot read {}", patches.display()))?
-        .collect::<Result<_, _>>()?;
-    ours.sort_by_key(std::fs::DirEntry::file_name);
-    for patch in ours {
-        key = key.with(&patch.file_name().to_string_lossy(), std::fs::read(patch.path())?);
+    for patch in files::list(&patches)? {
+        let name = patch.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        key = key.with(&name, files::read(&patch)?);
     }
     Ok(key)
 }
@@ -134,14 +130,10 @@ pub fn amd_sev(workshop: &Workshop) -> Result<PathBuf> {
 }
 
 fn make(workshop: &Workshop, dir: &Path, step: &Step) -> Result<()> {
-    let work = tempfile::tempdir_in(dir)?;
-    let [source, input, out] = ["src", "in", "out"].map(|name| work.path().join(name));
-    for folder in [&source, &input, &out] {
-        std::fs::create_dir(folder)?;
-    }
+    let (work, [source, input, out]) = files::work(dir, ["src", "in", "out"])?;
     for (locked, file) in workshop.inputs.files(EDK2)? {
         let name = if locked.file_name().contains(".orig.") { "orig.tar.xz" } else { "debian.tar.xz" };
-        std::fs::copy(&file, input.join(name)).with_context(|| format!("cannot copy {}", file.display()))?;
+        files::copy(&file, &input.join(name))?;
     }
     step.say("compiling OvmfPkg/AmdSev");
     let sandbox = workshop.sandbox();
@@ -152,6 +144,6 @@ fn make(workshop: &Workshop, dir: &Path, step: &Step) -> Result<()> {
         .write(&source, "/src")
         .write(&out, "/out");
     sandbox.set("JOBS", jobs).run_with("building the firmware", &["bash", "-c", SCRIPT], |_| step.tick())?;
-    std::fs::copy(out.join("OVMF.fd"), dir.join("OVMF.fd"))?;
-    work.close().context("cannot remove the firmware's intermediate files")
+    files::copy(&out.join("OVMF.fd"), &dir.join("OVMF.fd"))?;
+    Ok(files::close(work)?)
 }

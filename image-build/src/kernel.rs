@@ -4,20 +4,21 @@
 use crate::{
     cache::Key,
     deb,
+    error::{ImageError, Result},
+    files,
     lock::LINUX_SOURCE,
     recipe::{self, Kernel},
     sandbox::Sandbox,
     step::Step,
     workshop::Workshop,
 };
-use anyhow::{Context, Result, bail};
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
 
-/// Lines that make prints for the guest kernel, for the progress bar only.
-const EXPECTED_LINES: u64 = 2350;
+/// Lines that make prints for the kernels of guest and host, for the progress bar only.
+const EXPECTED_LINES: (u64, u64) = (2350, 4200);
 /// The source in its package.
 const TARBALL: &str = "usr/src/linux-source-6.12.tar.xz";
 /// Raised when the steps below change.
@@ -36,7 +37,17 @@ const UNUSED: &[&str] = &[
     "tools/testing/selftests",
 ];
 
+/// Symbols that kconfig resolved to another value than asked for.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "the kernel's configuration does not give what the option lists ask for: {}; correct the lists in \
+     image-build/kernel or accept the difference, with its reason, in the recipe",
+    .0.join(", ")
+)]
+pub struct OptionsError(pub Vec<String>);
+
 /// A built kernel and what it was made of.
+#[derive(Debug, Clone)]
 pub struct Built {
     /// The bootable image.
     pub image: PathBuf,
@@ -44,13 +55,20 @@ pub struct Built {
     pub config: PathBuf,
 }
 
-/// Builds a kernel, or takes it from the cache.
-pub fn build(workshop: &Workshop, kernel: &Kernel) -> Result<Built> {
+/// Name of the guest's kernel.
+pub const GUEST: &str = "guest";
+/// Name of the host's kernel.
+pub const HOST: &str = "host";
+
+/// Builds a kernel, or takes it from the cache; `name` is [`GUEST`] or [`HOST`].
+pub fn build(workshop: &Workshop, name: &'static str, kernel: &Kernel) -> Result<Built> {
+    if let Some(given) = workshop.kernels.get(name) {
+        return Ok(given.clone());
+    }
     let mut lists = String::new();
     for fragment in &kernel.fragments {
         let path = recipe::folder(&workshop.repository).join("kernel").join(fragment);
-        lists +=
-            &std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        lists += &files::text(&path)?;
     }
     let source = workshop.inputs.lock.group(LINUX_SOURCE)?[0];
     let key = Key::default()
@@ -59,24 +77,21 @@ pub fn build(workshop: &Workshop, kernel: &Kernel) -> Result<Built> {
         .with("accepted", format!("{:?}", kernel.accepted_differences))
         .with("build-root", &workshop.root.key)
         .with("method", METHOD);
-    let step = Step::start("kernel", EXPECTED_LINES);
+    let lines = if name == HOST { EXPECTED_LINES.1 } else { EXPECTED_LINES.0 };
+    let step = Step::start(&format!("kernel of the {name}"), lines);
     let mut fresh = false;
     let entry = workshop.cache.entry("kernel", key, |dir| {
         fresh = true;
         step.say("taking the source from the store");
         let (_, package) = workshop.inputs.file(LINUX_SOURCE)?;
         // The tarball, and all that compilers write, lie in a folder that goes away whole.
-        let work = tempfile::tempdir_in(dir)?;
-        let [input, source, objects] = ["in", "src", "obj"].map(|name| work.path().join(name));
-        for folder in [&input, &source, &objects] {
-            std::fs::create_dir(folder)?;
-        }
+        let (work, [input, source, objects]) = files::work(dir, ["in", "src", "obj"])?;
         let tarball = input.join("linux.tar.xz");
         deb::member(&package, TARBALL, |from| std::io::copy(from, &mut std::fs::File::create(&tarball)?))?;
         let sandbox = workshop.sandbox().read(&input, "/in").write(&source, "/src").write(&objects, "/out");
         let accepted = &kernel.accepted_differences;
         make(fixed(sandbox).directory("/src"), &objects, dir, &lists, accepted, &step)?;
-        work.close().context("cannot remove the kernel's intermediate files")
+        Ok::<_, ImageError>(files::close(work)?)
     })?;
     step.done(if fresh { "built" } else { "unchanged" });
     Ok(Built { config: entry.join("config"), image: entry.join("bzImage") })
@@ -90,7 +105,7 @@ fn make(
     accepted: &BTreeMap<String, String>,
     step: &Step,
 ) -> Result<()> {
-    std::fs::write(objects.join("lists"), lists)?;
+    files::write(&objects.join("lists"), lists)?;
     let jobs = format!("-j{}", sandbox.jobs());
 
     step.say("unpacking the source");
@@ -105,17 +120,17 @@ fn make(
     let configure = "make -s O=/out tinyconfig && cd /out \
                      && /src/scripts/kconfig/merge_config.sh -m -O /out .config lists && make -s -C /src O=/out olddefconfig";
     sandbox.run("configuring the kernel", &["sh", "-c", configure])?;
-    let resolved = std::fs::read_to_string(objects.join(".config"))?;
+    let resolved = files::text(&objects.join(".config"))?;
     let differences = differences(lists, &resolved);
-    let unexpected: Vec<&String> = differences.keys().filter(|s| !accepted.contains_key(*s)).collect();
+    let unexpected: Vec<String> = differences.into_keys().filter(|s| !accepted.contains_key(s)).collect();
     if !unexpected.is_empty() {
-        bail!("the kernel's configuration does not give what the option lists ask for: {unexpected:?}");
+        return Err(OptionsError(unexpected).into());
     }
 
     step.say("compiling");
     sandbox.run_with("compiling the kernel", &["make", &jobs, "O=/out", "bzImage"], |_| step.tick())?;
-    std::fs::copy(objects.join("arch/x86/boot/bzImage"), out.join("bzImage"))?;
-    Ok(std::fs::write(out.join("config"), resolved)?)
+    files::copy(&objects.join("arch/x86/boot/bzImage"), &out.join("bzImage"))?;
+    Ok(files::write(&out.join("config"), resolved)?)
 }
 
 /// What the image would otherwise take from its surroundings.

@@ -1,7 +1,13 @@
 //! The guest's two static programs, compiled in the build root.
 
-use crate::{recipe::Recipe, step::Step, toolchain, vendor, workshop::Workshop};
-use anyhow::{Context, Result};
+use crate::{
+    error::Result,
+    files::{self, failed},
+    recipe::Recipe,
+    step::Step,
+    toolchain, vendor,
+    workshop::Workshop,
+};
 use std::path::PathBuf;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -51,10 +57,10 @@ fn compile(workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf
     let made_from = format!("{} {}", workshop.root.key, workshop.repository.display());
     if std::fs::read_to_string(&stamp).ok().as_deref() != Some(&made_from) {
         if target.exists() {
-            std::fs::remove_dir_all(target).with_context(|| format!("cannot empty {}", target.display()))?;
+            std::fs::remove_dir_all(target).map_err(failed("empty", target))?;
         }
-        std::fs::create_dir_all(target).with_context(|| format!("cannot make {}", target.display()))?;
-        std::fs::write(&stamp, &made_from)?;
+        files::make_folder(target)?;
+        files::write(&stamp, &made_from)?;
     }
     let step = Step::start(package, 0);
     step.say("compiling for the guest");

@@ -1,11 +1,27 @@
 //! Recipes and requests: what an image is made of, as data.
 
-use anyhow::{Context, Result};
+use crate::files::{self, FileError};
 use serde::Deserialize;
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
 };
+
+/// A recipe cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RecipeError {
+    /// Not there.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Not a recipe.
+    #[error("{path} is no valid recipe: {source}; take the file from the repository again")]
+    Invalid {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: toml::de::Error,
+    },
+}
 
 /// What one profile's guest is made of (`recipes/PROFILE.toml`).
 #[derive(Debug, Deserialize)]
@@ -130,16 +146,16 @@ pub fn folder(repository: &Path) -> PathBuf {
 }
 
 /// Reads the recipe of a profile.
-pub fn recipe(repository: &Path, profile: release::Profile) -> Result<Recipe> {
+pub fn recipe(repository: &Path, profile: release::Profile) -> Result<Recipe, RecipeError> {
     read(&folder(repository).join("recipes").join(format!("{profile}.toml")))
 }
 
 /// Reads what `update-inputs` asks for.
-pub fn requests(repository: &Path) -> Result<Requests> {
+pub fn requests(repository: &Path) -> Result<Requests, RecipeError> {
     read(&folder(repository).join("inputs.toml"))
 }
 
-fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+pub(crate) fn read<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<T, RecipeError> {
+    toml::from_str(&files::text(path)?)
+        .map_err(|source| RecipeError::Invalid { path: path.to_owned(), source })
 }

@@ -2,12 +2,15 @@
 
 use crate::{
     compare::{self, Difference},
+    error::Result,
+    files::{self, FileError},
     guest::{self, input_names, names},
-    recipe,
+    host::{self, pe, root, verity},
+    images::{self, AUDIT, Scope},
+    kernel, recipe,
     workshop::Workshop,
 };
-use anyhow::{Context, Result};
-use release::{Digest, Envelope, FileName, Manifest, ManifestError, VcpuMeasurement};
+use release::{Digest, Envelope, FileName, HostImages, Manifest, ManifestError, VcpuMeasurement};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -50,6 +53,14 @@ pub enum ReleaseError {
         /// Commit in the manifest.
         commit: String,
     },
+    /// A kernel that is to be taken from the release cannot be.
+    #[error("{name} of the release cannot be used ({why}); download it again, or rebuild the kernels too")]
+    NoKernel {
+        /// The file.
+        name: String,
+        /// Why not.
+        why: String,
+    },
 }
 
 impl ReleaseError {
@@ -60,6 +71,7 @@ impl ReleaseError {
             Self::Unreadable { .. } => "release-unreadable",
             Self::Manifest { .. } => "manifest-refused",
             Self::OtherSources { .. } => "other-sources",
+            Self::NoKernel { .. } => "kernel-unusable",
         }
     }
 }
@@ -94,15 +106,40 @@ impl Release {
         }
     }
 
-    /// Names and hashes of everything that the manifest binds: the three files of the guest, and what auditors need.
-    fn bound(&self) -> Vec<(String, Option<Digest>)> {
-        let files = FileName::ALL.map(|name| self.manifest.guest.files.get(name));
-        let mut bound: Vec<_> = files.iter().map(|file| (file.path.clone(), Some(file.sha256))).collect();
-        let config = self.manifest.inputs.get(input_names::KERNEL_CONFIG).and_then(|text| text.parse().ok());
-        bound.push((names::KERNEL_CONFIG.to_owned(), config));
-        bound.push((names::LOCK.to_owned(), Some(self.manifest.input_lock)));
+    /// A file of the release that has the hash in the manifest.
+    fn checked(&self, name: &str, expected: Option<Digest>) -> Result<Vec<u8>, ReleaseError> {
+        let unusable = |why: &str| ReleaseError::NoKernel { name: name.to_owned(), why: why.to_owned() };
+        let content = self.file(name)?.ok_or_else(|| unusable("it is not beside the manifest"))?;
+        if expected == Some(Digest::of(&content)) {
+            Ok(content)
+        } else {
+            Err(unusable("its hash is not the manifest's"))
+        }
+    }
+
+    /// Names and hashes of everything that the manifest binds, and whether it is there for auditors only.
+    fn bound(&self) -> Vec<Bound> {
+        let manifest = &self.manifest;
+        let files = manifest.files();
+        let mut bound: Vec<Bound> = files
+            .map(|(_, file)| Bound { name: file.path.clone(), sha256: Some(file.sha256), audit: false })
+            .collect();
+        let lock = Bound { name: names::LOCK.to_owned(), sha256: Some(manifest.input_lock), audit: true };
+        bound.push(lock);
+        for (key, name) in AUDIT {
+            if let Some(text) = manifest.inputs.get(*key) {
+                bound.push(Bound { name: (*name).to_owned(), sha256: text.parse().ok(), audit: true });
+            }
+        }
         bound
     }
+}
+
+/// A file that the manifest binds.
+struct Bound {
+    name: String,
+    sha256: Option<Digest>,
+    audit: bool,
 }
 
 /// What became of one artefact.
@@ -137,13 +174,13 @@ pub struct Verdict {
     pub reports: Vec<PathBuf>,
 }
 
-/// Recomputes hashes and launch measurements from the files beside the manifest, without building anything.
+/// Recomputes hashes, launch measurements and the host's root hash from the files beside the manifest, without building
+/// anything.
 pub fn verify_only(release: &Release) -> Result<Verdict> {
     let mut artefacts = Vec::new();
     let mut contents = BTreeMap::new();
-    for (name, expected) in release.bound() {
+    for Bound { name, sha256, audit } in release.bound() {
         let content = release.file(&name)?;
-        let audit = name == names::KERNEL_CONFIG || name == names::LOCK;
         let note = match (&content, audit) {
             (None, true) => continue,
             (None, false) => Some("the file is not beside the manifest; download it".to_owned()),
@@ -153,8 +190,8 @@ pub fn verify_only(release: &Release) -> Result<Verdict> {
         let text = |digest: Option<Digest>| digest.map_or_else(|| "none".to_owned(), |d| d.to_string());
         artefacts.push(Artefact {
             name: name.clone(),
-            equal: found.is_some() && found == expected,
-            release: text(expected),
+            equal: found.is_some() && found == sha256,
+            release: text(sha256),
             found: text(found),
             differences: Vec::new(),
             note,
@@ -170,9 +207,44 @@ pub fn verify_only(release: &Release) -> Result<Verdict> {
             guest.measurements.iter().map(|entry| (entry.vcpu_type.clone(), entry.vcpus)).collect();
         let found = guest::measure(guest, files, &machines)?;
         manifest = measurement_differences(&guest.measurements, &found);
+        if let Some(host) = &release.manifest.host {
+            let file = |file: &release::File| contents[&file.path].as_slice();
+            manifest.extend(host_differences(
+                host,
+                file(&host.uki),
+                file(&host.root),
+                file(&host.root_hash_tree),
+            ));
+        }
     }
     let equal = manifest.is_empty() && artefacts.iter().all(|artefact| artefact.equal);
     Ok(Verdict { equal, artefacts, manifest, left_out: Vec::new(), reports: Vec::new() })
+}
+
+/// What the manifest says of the host beside hashes of files, held against the files.
+fn host_differences(host: &HostImages, uki: &[u8], root: &[u8], hash_tree: &[u8]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut compare = |what: &str, release: String, computed: String| {
+        if release != computed {
+            found.push(format!("{what}: {release} -> {computed}"));
+        }
+    };
+    let tree = verity::Tree::new(root, host::root_salt());
+    let (root_hash, area) = tree.as_ref().map_or_else(
+        |error| (error.to_string(), "none".to_owned()),
+        |tree| (hex::encode(tree.root), Digest::of(&tree.hash_area).to_string()),
+    );
+    compare("root hash of the host's root", host.verity_root_hash.to_string(), root_hash.clone());
+    compare("hash tree of the host's root", Digest::of(hash_tree).to_string(), area);
+    let hash = pe::authenticode_hash(uki).map_or_else(|error| error.to_string(), hex::encode);
+    compare("Authenticode hash of the unified kernel image", host.uki_authenticode.to_string(), hash);
+    let command_line = pe::section(uki, ".cmdline").unwrap_or_default();
+    if !String::from_utf8_lossy(command_line).contains(&root_hash) {
+        found.push(format!(
+            "command line in the unified kernel image: it does not name the root hash {root_hash}"
+        ));
+    }
+    found
 }
 
 fn measurement_differences(release: &[VcpuMeasurement], found: &[VcpuMeasurement]) -> Vec<String> {
@@ -184,13 +256,32 @@ fn measurement_differences(release: &[VcpuMeasurement], found: &[VcpuMeasurement
         .collect()
 }
 
-/// Options of [`reproduce`].
-#[derive(Debug, Default)]
-pub struct Options {
-    /// Artefacts that are not built, by the names that the manifest gives them to the guest.
-    pub without: Vec<FileName>,
-    /// Folder for diffoscope's reports and for what was rebuilt, when something differs.
-    pub keep: Option<PathBuf>,
+/// Takes the kernels of a release as they are, after holding them against its manifest, so that they need not be built.
+pub fn take_kernels(workshop: &mut Workshop, release: &Release) -> Result<()> {
+    let manifest = &release.manifest;
+    let says = |key: &str| manifest.inputs.get(key).and_then(|text| text.parse().ok());
+    let guest = &manifest.guest.files.kernel;
+    let guest = release.checked(&guest.path, Some(guest.sha256))?;
+    let config = release.checked(names::KERNEL_CONFIG, says(input_names::KERNEL_CONFIG))?;
+    let mut kernels = vec![(kernel::GUEST, guest, config)];
+    if let Some(host) = &manifest.host {
+        let uki = release.checked(&host.uki.path, Some(host.uki.sha256))?;
+        let linux = pe::section(&uki, ".linux").ok_or_else(|| ReleaseError::NoKernel {
+            name: host.uki.path.clone(),
+            why: "it has no section with a kernel".to_owned(),
+        })?;
+        let config = release.checked(host::names::KERNEL_CONFIG, says(input_names::HOST_KERNEL_CONFIG))?;
+        kernels.push((kernel::HOST, linux.to_vec(), config));
+    }
+    for (name, image, config) in kernels {
+        let folder = workshop.cache.folder("given").join(name);
+        files::make_folder(&folder)?;
+        let built = kernel::Built { image: folder.join("bzImage"), config: folder.join("config") };
+        files::write(&built.image, image)?;
+        files::write(&built.config, config)?;
+        workshop.kernels.insert(name, built);
+    }
+    Ok(())
 }
 
 /// That the checkout is what the release was made from; otherwise differences would mean nothing.
@@ -216,56 +307,86 @@ pub fn require_same_sources(release: &Release, repository: &Path) -> Result<(), 
     Ok(())
 }
 
-/// Rebuilds in a workshop without finished outputs and compares every artefact.
-pub fn reproduce(workshop: &Workshop, release: &Release, options: &Options) -> Result<Verdict> {
-    let rebuilt = guest::contents_without(workshop, release.manifest.profile, &options.without)?;
+/// Rebuilds in a workshop without finished outputs and compares every artefact. `keep` is a folder for unequal files and
+/// diffoscope's reports on them.
+pub fn reproduce(workshop: &Workshop, release: &Release, keep: Option<&Path>) -> Result<Verdict> {
+    let scope = if release.manifest.host.is_some() { Scope::Whole } else { Scope::Guest };
+    let rebuilt = images::release(workshop, release.manifest.profile, scope)?;
+    compare(workshop, release, &rebuilt, keep)
+}
+
+/// Compares a release with what was rebuilt.
+fn compare(
+    workshop: &Workshop,
+    release: &Release,
+    rebuilt: &images::Release,
+    keep: Option<&Path>,
+) -> Result<Verdict> {
     let mut verdict = Verdict {
         equal: true,
         artefacts: Vec::new(),
         manifest: Vec::new(),
-        left_out: options.without.iter().map(ToString::to_string).collect(),
+        left_out: workshop.kernels.keys().map(|name| format!("kernel of the {name}")).collect(),
         reports: Vec::new(),
     };
-    for (name, expected) in release.bound() {
-        let Some(content) = rebuilt.files.get(name.as_str()) else { continue };
-        let found = Digest::of(content);
-        let equal = expected == Some(found);
+    for Bound { name, sha256, .. } in release.bound() {
+        let content = rebuilt.files.get(name.as_str());
+        let found = content.map(|content| Digest::of(content));
+        let equal = found.is_some() && sha256 == found;
         let (mut differences, mut note) = (Vec::new(), None);
-        if !equal {
+        if let Some(content) = content.filter(|_| !equal) {
             match release.file(&name)? {
-                Some(theirs) if expected == Some(Digest::of(&theirs)) => {
-                    differences = compare::differences(&name, &theirs, content);
-                    if let Some(keep) = &options.keep {
+                Some(theirs) if sha256 == Some(Digest::of(&theirs)) => {
+                    differences = differences_of(workshop, &name, &theirs, content)?;
+                    if let Some(keep) = keep {
                         verdict.reports.extend(report(keep, &name, &theirs, content)?);
                     }
                 }
                 Some(_) => {
-                    note = Some("the file beside the manifest is another one again; download it".to_owned())
+                    note = Some("the file beside the manifest is another one again; download it".to_owned());
                 }
                 None => note = Some("to see where, put the release's file beside its manifest".to_owned()),
             }
+        } else if !equal {
+            note = Some("this checkout makes no such file".to_owned());
         }
-        let release = expected.map_or_else(|| "none".to_owned(), |digest| digest.to_string());
+        let text = |digest: Option<Digest>| digest.map_or_else(|| "none".to_owned(), |d| d.to_string());
         verdict.artefacts.push(Artefact {
             name,
             equal,
-            release,
-            found: found.to_string(),
+            release: text(sha256),
+            found: text(found),
             differences,
             note,
         });
     }
-    if let Some(mut manifest) = rebuilt.manifest.clone() {
-        // Whose ID blocks count is the owners' word, no result of the build.
-        manifest.guest.id_block = release.manifest.guest.id_block;
-        json_differences("", &to_value(&release.manifest)?, &to_value(&manifest)?, &mut verdict.manifest);
-    }
+    let mut manifest = rebuilt.manifest.clone();
+    // Whose ID blocks count is the owners' word, no result of the build.
+    manifest.guest.id_block = release.manifest.guest.id_block;
+    json_differences("", &to_value(&release.manifest), &to_value(&manifest), &mut verdict.manifest);
     verdict.equal = verdict.manifest.is_empty() && verdict.artefacts.iter().all(|artefact| artefact.equal);
     Ok(verdict)
 }
 
-fn to_value(manifest: &Manifest) -> Result<Value> {
-    serde_json::to_value(manifest).context("the manifest cannot be written")
+/// Where two files differ. The host's root is unpacked by the tools that packed it.
+fn differences_of(
+    workshop: &Workshop,
+    name: &str,
+    release: &[u8],
+    rebuild: &[u8],
+) -> Result<Vec<Difference>> {
+    if name == host::names::ROOT {
+        let contents = [release, rebuild].map(|image| root::unpack(workshop, image));
+        // A root that cannot be unpacked is compared as it is.
+        if let [Ok(a), Ok(b)] = contents {
+            return Ok(compare::trees(name, &a, &b, release, rebuild));
+        }
+    }
+    Ok(compare::differences(name, release, rebuild))
+}
+
+fn to_value(manifest: &Manifest) -> Value {
+    serde_json::to_value(manifest).unwrap_or_default()
 }
 
 /// Leaves that differ, with their place.
@@ -292,22 +413,22 @@ pub(crate) fn json_differences(place: &str, a: &Value, b: &Value, found: &mut Ve
 }
 
 /// Keeps both files of a difference, and diffoscope's report on them if that program is installed.
-fn report(keep: &Path, name: &str, release: &[u8], rebuild: &[u8]) -> Result<Option<PathBuf>> {
+fn report(keep: &Path, name: &str, release: &[u8], rebuild: &[u8]) -> Result<Option<PathBuf>, FileError> {
     let place = |side: &str| keep.join(side).join(name);
     for (side, content) in [("release", release), ("rebuild", rebuild)] {
         let path = place(side);
-        std::fs::create_dir_all(keep.join(side))?;
-        std::fs::write(&path, content).with_context(|| format!("cannot write {}", path.display()))?;
+        files::make_folder(&keep.join(side))?;
+        files::write(&path, content)?;
     }
-    let html = keep.join(format!("{name}.txt"));
+    let text = keep.join(format!("{name}.txt"));
     let ran = Command::new("diffoscope")
         .arg("--text")
-        .arg(&html)
+        .arg(&text)
         .arg(place("release"))
         .arg(place("rebuild"))
         .output();
     // Not installed: both files are there to be compared by hand.
-    Ok(ran.is_ok_and(|_| html.is_file()).then_some(html))
+    Ok(ran.is_ok_and(|_| text.is_file()).then_some(text))
 }
 
 #[cfg(test)]
@@ -348,6 +469,57 @@ mod tests {
         forge(&mut manifest);
         std::fs::write(folder.join(names::MANIFEST), Envelope::new(manifest).unwrap().to_bytes()).unwrap();
         Release::read(folder).unwrap()
+    }
+
+    /// Gives the release in a folder a host with a small root.
+    fn add_host(folder: &Path) -> HostImages {
+        let root = [[1; 4096], [2; 4096]].concat();
+        let tree = verity::Tree::new(&root, host::root_salt()).unwrap();
+        let line = format!("quiet dm-mod.create=\"{}\"", tree.table("a", "b"));
+        let sections = [(".cmdline", line.as_bytes()), (".linux", &b"kernel"[..])];
+        let uki = pe::unified_kernel_image(&pe::samples::stub(), &sections).unwrap();
+        let uki_authenticode = Digest(pe::authenticode_hash(&uki).unwrap());
+        let [uki, root, root_hash_tree] =
+            [(host::names::UKI, uki), (host::names::ROOT, root), (host::names::VERITY, tree.hash_area)].map(
+                |(name, content)| {
+                    std::fs::write(folder.join(name), &content).unwrap();
+                    release::File::describe(name, &content)
+                },
+            );
+        let verity_root_hash = Digest(tree.root);
+        HostImages { uki, uki_authenticode, root, root_hash_tree, verity_root_hash, installer: None }
+    }
+
+    #[test]
+    fn the_hosts_root_hash_hash_tree_and_kernel_image_are_recomputed() {
+        let folder = tempfile::tempdir().unwrap();
+        let host = add_host(folder.path());
+        let with = |change: &dyn Fn(&mut HostImages)| {
+            let mut host = host.clone();
+            change(&mut host);
+            verify_only(&release(folder.path(), |manifest| manifest.host = Some(host.clone()))).unwrap()
+        };
+        let sound = with(&|_| {});
+        assert!(sound.equal && sound.artefacts.len() == 6, "{sound:?}");
+        for (what, change) in [
+            (
+                "root hash of the host's root",
+                &(|host: &mut HostImages| host.verity_root_hash.0[0] ^= 1) as &dyn Fn(&mut HostImages),
+            ),
+            ("Authenticode hash", &|host| host.uki_authenticode.0[0] ^= 1),
+        ] {
+            let forged = with(change);
+            assert!(!forged.equal && forged.manifest.len() == 1, "{forged:?}");
+            assert!(forged.manifest[0].starts_with(what), "{forged:?}");
+        }
+        // Another root with a manifest that names it: neither hash tree nor command line are its own.
+        let other = vec![3; 8192];
+        std::fs::write(folder.path().join(host::names::ROOT), &other).unwrap();
+        let forged = with(&|host| host.root = release::File::describe(host::names::ROOT, &other));
+        assert_eq!(forged.manifest.len(), 3, "{forged:?}");
+        assert!(forged.manifest[2].contains("does not name the root hash"), "{forged:?}");
+        let changed = with(&|_| {});
+        assert_eq!(changed.artefacts.iter().filter(|a| !a.equal).count(), 1, "{changed:?}");
     }
 
     #[test]

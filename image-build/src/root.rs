@@ -3,12 +3,14 @@
 
 use crate::{
     cache::{Cache, Key},
-    deb, fetch,
+    deb,
+    error::{ImageError, Result},
+    fetch,
+    files::{self, FileError, failed},
     inputs::Inputs,
     lock,
     step::Step,
 };
-use anyhow::{Context, Result};
 use std::{
     os::unix::fs::symlink,
     path::{Path, PathBuf},
@@ -64,25 +66,24 @@ pub fn of_group(cache: &Cache, inputs: &Inputs, group: &str) -> Result<BuildRoot
             deb::unpack(file, dir, |path| !LEFT_OUT.iter().any(|left_out| path.starts_with(left_out)))?;
             step.tick();
         }
-        set_up(dir).context("cannot set up the build root")?;
+        set_up(dir)?;
         step.done("unpacked");
-        Ok(())
+        Ok::<_, ImageError>(())
     })?;
     Ok(BuildRoot { path, key: name })
 }
 
-fn set_up(root: &Path) -> Result<()> {
+fn set_up(root: &Path) -> Result<(), FileError> {
     for (target, link) in LINKS {
         let link = root.join(link);
         if link.symlink_metadata().is_err() {
-            symlink(target, &link).with_context(|| format!("cannot link {}", link.display()))?;
+            symlink(target, &link).map_err(failed("make the link", &link))?;
         }
     }
     for folder in MOUNT_POINTS {
-        std::fs::create_dir_all(root.join(folder))?;
+        files::make_folder(&root.join(folder))?;
     }
-    std::fs::write(root.join("etc/passwd"), "build:x:1000:1000::/tmp:/bin/sh\n")?;
-    std::fs::write(root.join("etc/group"), "build:x:1000:\n")?;
-    std::fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n")?;
-    Ok(())
+    files::write(&root.join("etc/passwd"), "build:x:1000:1000::/tmp:/bin/sh\n")?;
+    files::write(&root.join("etc/group"), "build:x:1000:\n")?;
+    files::write(&root.join("etc/hosts"), "127.0.0.1 localhost\n")
 }

@@ -2,6 +2,7 @@
 
 use crate::{
     cache::{Cache, Key},
+    files::FileError,
     lock::{Rust, RustFile},
     recipe::RustRequest,
     step::Step,
@@ -16,6 +17,9 @@ use std::{
 /// The toolchain cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolchainError {
+    /// The cache.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// rustc does not run.
     #[error("cannot find Rust {version}: {why}; install it with 'rustup toolchain install {version}'")]
     Absent {
@@ -75,7 +79,7 @@ pub fn installed(version: &str) -> Result<PathBuf, ToolchainError> {
 
 /// The locked files in a folder of the cache, each checked while it is copied. What else lies in the installed
 /// toolchain is not there, so no compiler sees it.
-pub fn open(cache: &Cache, rust: &Rust) -> anyhow::Result<PathBuf> {
+pub fn open(cache: &Cache, rust: &Rust) -> Result<PathBuf, ToolchainError> {
     let mut key = Key::default();
     for file in &rust.files {
         key = key.with(&file.path, file.sha256.as_bytes());

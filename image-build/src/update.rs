@@ -6,7 +6,7 @@ use crate::{
     deb,
     fetch::{self, FetchError, Sources},
     lock::{self, Input, Lock, LockError},
-    recipe,
+    recipe::{self, RecipeError},
     step::Step,
     store::{self, Store, StoreError},
     toolchain::{self, ToolchainError},
@@ -37,8 +37,8 @@ pub enum UpdateError {
     #[error(transparent)]
     Lock(#[from] LockError),
     /// The requests in the repository.
-    #[error("cannot read what to lock: {0}")]
-    Request(String),
+    #[error(transparent)]
+    Request(#[from] RecipeError),
     /// The index holds something that cannot be locked.
     #[error("the index describes {0} with a hash that is none")]
     Hash(String),
@@ -121,8 +121,7 @@ pub fn update(
     keyring: &Path,
 ) -> Result<Vec<Change>, UpdateError> {
     let folder = recipe::folder(repository);
-    let requests =
-        recipe::requests(repository).map_err(|error| UpdateError::Request(format!("{error:#}")))?;
+    let requests = recipe::requests(repository)?;
     let step = Step::start("update-inputs", 0);
     step.say("fetching and verifying the index");
     let index = Index::update(&requests.release, &apt::mirrors()?, keyring)?;
@@ -198,10 +197,7 @@ fn toolchain_version(repository: &Path) -> Result<String, UpdateError> {
     struct Toolchain {
         channel: String,
     }
-    let path = repository.join("rust-toolchain.toml");
-    let text =
-        std::fs::read_to_string(&path).map_err(|source| UpdateError::Io { path: path.clone(), source })?;
-    let file: File = toml::from_str(&text).map_err(|error| UpdateError::Request(error.to_string()))?;
+    let file: File = recipe::read(&repository.join("rust-toolchain.toml"))?;
     Ok(file.toolchain.channel)
 }
 

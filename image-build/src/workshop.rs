@@ -2,13 +2,18 @@
 
 use crate::{
     cache::Cache,
+    error::Result,
     fetch::Sources,
+    files::failed,
     inputs::Inputs,
+    kernel,
     root::{self, BuildRoot},
     sandbox::{Sandbox, Surroundings},
 };
-use anyhow::{Context, Result};
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 /// A place in which images are built.
 pub struct Workshop {
@@ -24,6 +29,8 @@ pub struct Workshop {
     pub root: BuildRoot,
     /// What outputs must not depend on.
     pub surroundings: Surroundings,
+    /// Kernels that are taken as they are instead of being built, by [`kernel::GUEST`] and [`kernel::HOST`].
+    pub kernels: BTreeMap<&'static str, kernel::Built>,
 }
 
 impl Workshop {
@@ -54,11 +61,11 @@ impl Workshop {
         sources: Sources,
         surroundings: Surroundings,
     ) -> Result<Self> {
-        let repository =
-            repository.canonicalize().with_context(|| format!("cannot find {}", repository.display()))?;
+        let repository = repository.canonicalize().map_err(failed("find the checkout", repository))?;
         let inputs = Inputs::open(&repository, &store, sources)?;
         let root = root::open(&cache, &inputs)?;
-        let workshop = Self { repository, cache, cargo_target, inputs, root, surroundings };
+        let workshop =
+            Self { repository, cache, cargo_target, inputs, root, surroundings, kernels: BTreeMap::new() };
         // Whether namespaces are allowed shows at once, not after the source is unpacked.
         workshop.sandbox().run("the trial of the build root", &["true"])?;
         Ok(workshop)
@@ -74,8 +81,9 @@ impl Workshop {
 /// A folder beside the cache for one rebuild: it may need several gigabytes, more than `/tmp` often has.
 pub fn scratch() -> Result<tempfile::TempDir> {
     let cache = Cache::open()?;
-    tempfile::Builder::new()
+    let folder = cache.folder(".");
+    Ok(tempfile::Builder::new()
         .prefix(".rebuild-")
-        .tempdir_in(cache.folder("."))
-        .context("cannot make a folder for the rebuild in the cache")
+        .tempdir_in(&folder)
+        .map_err(failed("make a folder in", &folder))?)
 }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test says where it failed")]
 
+mod skip;
+
 use image_build::{
     cache::Cache,
     fetch::Sources,
@@ -20,9 +22,9 @@ fn build_root() -> Option<root::BuildRoot> {
     let inputs = Inputs::open(repository, &cache, sources).unwrap();
     match root::open(&cache, &inputs) {
         Ok(root) => Some(root),
-        Err(error) if std::env::var_os("REDOUBT_RELEASE").is_some() => panic!("no build root: {error:#}"),
+        Err(error) if std::env::var_os("REDOUBT_RELEASE").is_some() => panic!("no build root: {error}"),
         Err(error) => {
-            println!("SKIPPED: no build root here; run 'redoubt image fetch' first ({error})");
+            skip::skip(&format!("no build root here; run 'redoubt image fetch' first ({error})"));
             None
         }
     }

@@ -3,6 +3,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test says where it failed")]
 
+mod skip;
+
 use attestation::measurement::{FirmwareLayout, Launch, SectionKind};
 use image_build::{compare, fetch::Sources, firmware, recipe, workshop::Workshop};
 use release::{Digest, Profile};
@@ -16,7 +18,7 @@ fn built() -> Option<(Vec<u8>, Digest)> {
     let found = match workshop.and_then(|workshop| firmware::cached(&workshop)) {
         Ok(Some(path)) => Some(std::fs::read(path).unwrap()),
         Ok(None) => None,
-        Err(error) if required => panic!("{error:#}"),
+        Err(error) if required => panic!("{error}"),
         Err(_) => None,
     };
     assert!(found.is_some() || !required, "no firmware in the cache; run 'redoubt image firmware'");
@@ -26,7 +28,7 @@ fn built() -> Option<(Vec<u8>, Digest)> {
         panic!("the production profile must have AmdSev OVMF");
     };
     if found.is_none() {
-        println!("SKIPPED: no firmware in the cache; run 'redoubt image firmware'");
+        skip::skip("no firmware in the cache; run 'redoubt image firmware'");
     }
     Some((found?, sha256))
 }

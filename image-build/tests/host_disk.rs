@@ -5,7 +5,10 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a failure ends the test")]
 
-use image_build::host::{disk, fat, names, pe, secure_boot, verity};
+mod skip;
+
+use image_build::host::{fat, names, pe, secure_boot, verity};
+use installer::layout;
 use std::{
     collections::BTreeMap,
     fs::File,
@@ -26,7 +29,7 @@ const BLOCK: u64 = verity::BLOCK as u64;
 fn image() -> Option<PathBuf> {
     let folder = std::env::var_os("REDOUBT_HOST_IMAGE").map(PathBuf::from);
     if folder.is_none() {
-        println!("SKIPPED: REDOUBT_HOST_IMAGE names no built image of the host; run 'cargo xtask test'");
+        skip::skip("REDOUBT_HOST_IMAGE names no built image of the host; run 'cargo xtask test'");
     }
     folder
 }
@@ -61,7 +64,7 @@ impl Disk {
 
     /// Flips one bit of the byte at an offset in the partition with this label.
     fn flip(&self, label: &str, offset: u64) {
-        let (file, at) = (self.file(), disk::start_of(label).unwrap() + offset);
+        let (file, at) = (self.file(), layout::start_of(label).unwrap() + offset);
         let mut byte = [0];
         file.read_exact_at(&mut byte, at).unwrap();
         file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
@@ -69,8 +72,9 @@ impl Disk {
 
     /// Puts another unified kernel image on the boot partition.
     fn put(&self, uki: &[u8]) {
-        let esp = fat::image(128 << 20, "ESP", 1, &BTreeMap::from([("EFI/BOOT/BOOTX64.EFI", uki)])).unwrap();
-        self.file().write_all_at(&esp, disk::start_of("esp").unwrap()).unwrap();
+        let files = BTreeMap::from([("EFI/BOOT/BOOTX64.EFI", uki)]);
+        let esp = fat::image(128 << 20, "ESP", 1, &files, &BTreeMap::new()).unwrap();
+        self.file().write_all_at(&esp, layout::start_of("esp").unwrap()).unwrap();
     }
 
     fn read(&self, name: &str) -> Vec<u8> {
@@ -98,6 +102,7 @@ impl Drop for Machine {
 }
 
 impl Machine {
+    /// From its disk, through the firmware.
     fn start(image: &Path, disk: &Path, dir: &Path) -> Self {
         let variables = dir.join("variables");
         std::fs::copy(image.join(names::VARIABLES), &variables).unwrap();
@@ -113,10 +118,23 @@ impl Machine {
             .arg(drive("if=pflash,unit=1", &variables))
             .arg("-drive")
             .arg(drive("if=none,id=disk,snapshot=on", disk))
-            .args(["-device", "nvme,drive=disk,serial=disk"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .args(["-device", "nvme,drive=disk,serial=disk"]);
+        Self::run(command)
+    }
+
+    /// A kernel alone: without a root it panics once it has initialised everything.
+    fn start_kernel(kernel: &Path) -> Self {
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-machine", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1G"])
+            .args(["-nodefaults", "-no-reboot", "-display", "none", "-net", "none", "-serial", "stdio"])
+            .args(["-append", "console=ttyS0 no_timer_check panic=1", "-kernel"])
+            .arg(kernel);
+        Self::run(command)
+    }
+
+    fn run(mut command: Command) -> Self {
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut qemu = command.spawn().unwrap();
         let console = BufReader::new(qemu.stdout.take().unwrap());
         let (sender, lines) = mpsc::channel();
@@ -163,6 +181,19 @@ fn the_disk_boots_under_secure_boot_to_a_verified_root_and_starts_the_agent() {
     assert!(console.contains("host-os: Secure Boot: on"), "{console}");
     assert!(console.contains(BOOTED), "{console}");
     assert!(console.contains("host-os: agent started"), "{console}");
+}
+
+#[test]
+fn the_hosts_kernel_boots_as_the_middle_layer_and_loads_kvm_on_emulated_svm() {
+    let Some(image) = image() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let uki = std::fs::read(image.join(names::UKI)).unwrap();
+    let kernel = dir.path().join("kernel");
+    std::fs::write(&kernel, pe::section(&uki, ".linux").unwrap()).unwrap();
+    let console = Machine::start_kernel(&kernel).read_until(&["Unable to mount root fs"]);
+    for line in ["kvm_amd: Nested Virtualization enabled", "kvm_amd: Nested Paging enabled"] {
+        assert!(console.contains(line), "{line}: {console}");
+    }
 }
 
 /// The firmware refuses it, names the reason, and nothing of ours runs.

@@ -35,6 +35,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     test::run(&test::Options::of(options.consent))?;
     if options.full {
         double_build::run(&double_build::Options::of(options.consent, true))?;
+        let test = ["test", "--locked", "-p", "image-build", "--test", "production_guest"];
+        let production = tools::release_dir("production");
+        tools::run(tools::command("cargo").args(test).env("REDOUBT_PRODUCTION_RELEASE", production))?;
     }
     Ok(())
 }

@@ -1,9 +1,10 @@
 //! Builds a release a second time with everything varied that may not matter, and compares every artefact.
 //!
 //! Varied around the build: folder of the checkout, user, umask, environment, host name, number of CPUs, order of files
-//! in folders (disorderfs, where the machine has FUSE). Varied inside the build root: see `reproduce --vary`.
+//! in folders (disorderfs, where the machine has FUSE), and the distribution whose tools start it: the second build runs in
+//! a file system of Debian 13 and nothing else. Varied inside the build root: see `reproduce --vary`.
 //!
-//! The release that the rebuild is compared with has two planted differences. They must be found, at their places,
+//! The release that the rebuild is compared with has three planted differences. They must be found, at their places,
 //! and nothing else: so one rebuild shows both that the build is reproducible and that a difference would be seen.
 
 use crate::{Consent, setup, tools};
@@ -25,7 +26,7 @@ const FLIPPED: usize = 0x1234;
 pub(crate) struct Options {
     #[command(flatten)]
     consent: Consent,
-    /// Both profiles, kernels too: about an hour on two cores
+    /// Both profiles, kernels too: about two hours on two cores
     #[arg(long)]
     full: bool,
 }
@@ -41,20 +42,46 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = tools::Steps::default();
     steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP, setup::FOR_TEST]))?;
     steps.step("tools", tools::build_tools)?;
-    let release = steps.step("guest image", tools::build_release)?;
+    let release = steps.step("images, virtual", || tools::build_images("virtual"))?;
     if options.full {
         steps.step("second build, virtual", || second(&release, &[]))?;
-        let production = steps.step("production release", || tools::build_release_of("production"))?;
+        let production = steps.step("images, production", || tools::build_images("production"))?;
         steps.step("second build, production", || second(&production, &[]))?;
     } else {
-        steps.step("second build, virtual", || second(&release, &["--without", "kernel"]))?;
-        // The only other artefact of the production profile that takes a path of its own.
-        steps.step("production firmware, twice", || {
-            tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware", "--twice"]))
-        })?;
+        steps.step("second build", || quick(&release))?;
     }
     eprintln!("\nTime per step\n{}", steps.table());
     Ok(())
+}
+
+/// Every artefact but the kernels: the virtual release, and the production profile's firmware, the only artefact of that
+/// profile that takes a path of its own. What was built twice before is not built a third time.
+pub(crate) fn quick(release: &Path) -> Result<()> {
+    let manifest: Value = serde_json::from_str(&std::fs::read_to_string(release.join("manifest.json"))?)?;
+    let (guest, host) = (&manifest["signed"]["guest"]["files"], &manifest["signed"]["host"]);
+    let artefacts =
+        [&guest["initrd"], &guest["firmware"], &host["uki"], &host["root"], &host["root_hash_tree"]];
+    let name: Vec<&str> = artefacts.iter().filter_map(|file| file["sha256"].as_str()?.get(..16)).collect();
+    ensure!(name.len() == artefacts.len(), "the manifest of the release lacks an artefact");
+    let stamp = tools::target().join("double-build").join(name.join("-"));
+    if stamp.exists() {
+        eprintln!("these very artefacts were built twice before and were equal");
+    } else {
+        second(release, &["--without-kernels"])?;
+        std::fs::create_dir_all(tools::target().join("double-build"))?;
+        std::fs::write(&stamp, "")?;
+    }
+    let firmware =
+        tools::output(tools::command(tools::binary("redoubt")).args(["--json", "image", "firmware"]))?;
+    let firmware: Value = serde_json::from_str(&firmware)?;
+    let sha256 = firmware["sha256"].as_str().context("the firmware has no hash")?;
+    let stamp = tools::target().join("double-build").join(sha256);
+    if stamp.exists() {
+        eprintln!("this very production firmware was built twice before and was equal");
+        return Ok(());
+    }
+    tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware", "--twice"]))?;
+    Ok(std::fs::write(&stamp, "")?)
 }
 
 /// Compares the release in `release` with a rebuild; `more` are further options of the rebuild.
@@ -65,7 +92,7 @@ fn second(release: &Path, more: &[&str]) -> Result<()> {
     let names = plant(release, &planted)?;
     let varied = Varied::set_up(&base)?;
     let mut words: Vec<String> =
-        ["image", "reproduce", "--json", "--vary", "--any-sources", "--no-mirrors", "--repository"]
+        ["--json", "image", "reproduce", "--vary", "--any-sources", "--no-mirrors", "--repository"]
             .map(str::to_owned)
             .into();
     words.push(varied.checkout.display().to_string());
@@ -89,20 +116,28 @@ fn second(release: &Path, more: &[&str]) -> Result<()> {
 struct Names {
     initrd: String,
     firmware: String,
+    uki: String,
 }
 
-/// Copies a release, flips one byte of its firmware, appends one to its initrd, and adapts the manifest.
+/// Text in the unified kernel image whose first byte is changed.
+const NAMED: &[u8] = b"PRETTY_NAME=";
+
+/// Copies a release, flips one byte of its firmware, appends one to its initrd, changes a letter in the unified kernel
+/// image, and adapts the manifest.
 fn plant(release: &Path, planted: &Path) -> Result<Names> {
     std::fs::create_dir(planted)?;
     for entry in std::fs::read_dir(release).with_context(|| format!("no release in {}", release.display()))? {
         let entry = entry?;
-        std::fs::copy(entry.path(), planted.join(entry.file_name()))?;
+        if entry.file_name() != "host-disk.img" {
+            std::fs::copy(entry.path(), planted.join(entry.file_name()))?;
+        }
     }
     let path = planted.join("manifest.json");
     let mut manifest = std::fs::read_to_string(&path)?;
     let value: Value = serde_json::from_str(&manifest)?;
     let file = |name: &str| -> Result<(String, String, u64)> {
-        let file = &value["signed"]["guest"]["files"][name];
+        let signed = &value["signed"];
+        let file = if name == "uki" { &signed["host"][name] } else { &signed["guest"]["files"][name] };
         let text = |key: &str| file[key].as_str().map(str::to_owned).context("a file without a name or hash");
         Ok((text("path")?, text("sha256")?, file["size"].as_u64().context("a file without a size")?))
     };
@@ -120,8 +155,13 @@ fn plant(release: &Path, planted: &Path) -> Result<Names> {
     };
     let firmware = replace("firmware", &|content| content[FLIPPED] ^= 1)?;
     let initrd = replace("initrd", &|content| content.push(0))?;
+    let uki = replace("uki", &|content| {
+        if let Some(at) = content.windows(NAMED.len()).position(|window| window == NAMED) {
+            content[at] ^= 1;
+        }
+    })?;
     std::fs::write(&path, &manifest)?;
-    Ok(Names { initrd, firmware })
+    Ok(Names { initrd, firmware, uki })
 }
 
 /// Exactly the planted differences, each at its place.
@@ -129,7 +169,7 @@ fn judge(verdict: &Value, names: &Names) -> Result<()> {
     let artefacts = verdict["artefacts"].as_array().context("no artefacts in the verdict")?;
     let unequal: Vec<&Value> = artefacts.iter().filter(|artefact| artefact["equal"] != true).collect();
     let wrong = || format!("not the planted differences alone: {:#}", Value::from(artefacts.clone()));
-    ensure!(unequal.len() == 2, wrong());
+    ensure!(unequal.len() == 3, wrong());
     for artefact in unequal {
         let name = artefact["name"].as_str().unwrap_or_default();
         let [difference] = artefact["differences"].as_array().map(Vec::as_slice).unwrap_or_default() else {
@@ -138,12 +178,14 @@ fn judge(verdict: &Value, names: &Names) -> Result<()> {
         let place: Vec<&str> =
             difference["place"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let bytes = &difference["what"]["bytes"];
-        let found = if name == names.firmware {
-            bytes["count"] == 1 && place == [name] && bytes["first"] == FLIPPED
-        } else {
-            name == names.initrd && bytes["count"] == 1 && place == [name, "behind the zstd frame"]
+        let expected: &[&str] = match name {
+            _ if name == names.firmware => &[name],
+            _ if name == names.initrd => &[name, "behind the zstd frame"],
+            _ if name == names.uki => &[name, "section .osrel"],
+            _ => bail!(wrong()),
         };
-        ensure!(found, wrong());
+        ensure!(bytes["count"] == 1 && place == expected, wrong());
+        ensure!(name != names.firmware || bytes["first"] == FLIPPED, wrong());
     }
     Ok(())
 }
@@ -155,17 +197,24 @@ struct Varied {
     what: Vec<&'static str>,
 }
 
-/// Runs in namespaces for mounts and host name, as root. Arguments: the folder, then the command.
+/// Runs in namespaces for mounts and host name, as root. Arguments: the folder, then the command. The last line gives the
+/// command the file system of the build root's Debian, by its bubblewrap, and one processor less where there are two or more.
 const AS_ANOTHER_USER: &str = r#"
 set -e
 base=$1; shift
 hostname elsewhere
-mkdir "$base/rustup" "$base/cargo"
+mkdir "$base/rustup" "$base/cargo" "$base/debian"
 mount --bind "$RUSTUP_HOME" "$base/rustup"
 mount --bind "$CARGO_HOME" "$base/cargo"
+mount --bind "$DEBIAN" "$base/debian"
 if [ -n "$DISORDERED" ]; then disorderfs --quiet --multi-user=yes --shuffle-dirents=yes "$base/files" "$base/another place"; fi
 chown -R "$OTHER_USER:$OTHER_USER" "$base/cache"
-setpriv --reuid "$OTHER_USER" --regid "$OTHER_USER" --clear-groups "$@"
+root="$base/debian"
+setpriv --reuid "$OTHER_USER" --regid "$OTHER_USER" --clear-groups \
+    "$root/usr/lib64/ld-linux-x86-64.so.2" --library-path "$root/usr/lib/x86_64-linux-gnu" "$root/usr/bin/bwrap" \
+    --unshare-user --unshare-pid --die-with-parent --tmpfs / --ro-bind "$root/usr" /usr --ro-bind "$root/etc" /etc \
+    --symlink usr/bin /bin --symlink usr/sbin /sbin --symlink usr/lib /lib --symlink usr/lib64 /lib64 \
+    --proc /proc --dev /dev --tmpfs /tmp --bind "$base" "$base" --chdir "$base" -- "$@"
 "#;
 
 impl Varied {
@@ -175,7 +224,7 @@ impl Varied {
         let root = tools::output(Command::new("id").arg("-u"))?.trim() == "0";
         let disordered = root && Path::new("/dev/fuse").exists() && tools::on_path("disorderfs");
         if root {
-            what.extend(["user", "host name"]);
+            what.extend(["user", "host name", "distribution"]);
         }
         let checkout = base.join("another place");
         std::fs::create_dir(&checkout)?;
@@ -186,14 +235,7 @@ impl Varied {
             checkout.clone()
         };
         copy_checkout(&files)?;
-        let store = base.join("cache/store");
-        std::fs::create_dir_all(&store)?;
-        for entry in std::fs::read_dir(cache()?.join("store"))? {
-            let entry = entry?;
-            if entry.file_type()?.is_file() {
-                std::fs::copy(entry.path(), store.join(entry.file_name()))?;
-            }
-        }
+        copy_store(&base.join("cache"))?;
         // Another user walks through it.
         std::fs::set_permissions(base, std::fs::Permissions::from_mode(0o755))?;
         Ok(Self { base: base.to_owned(), checkout, what })
@@ -243,9 +285,18 @@ impl Varied {
         command.args(["--mount", "--uts", "sh", "-c", AS_ANOTHER_USER, "sh"]).arg(&self.base);
         command.args(inner(&self.base.join("rustup"), &self.base.join("cargo")));
         command.env("OTHER_USER", USER).env("RUSTUP_HOME", rustup).env("CARGO_HOME", cargo);
+        command.env("DEBIAN", build_root()?);
         command.env("DISORDERED", if self.has("order of files") { "1" } else { "" });
         Ok(command)
     }
+}
+
+/// The newest build root in the cache: a small Debian 13.
+fn build_root() -> Result<PathBuf> {
+    let entries = std::fs::read_dir(cache()?)?.collect::<std::io::Result<Vec<_>>>()?;
+    let roots = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("build-root-"));
+    let newest = roots.max_by_key(|entry| entry.metadata().and_then(|metadata| metadata.modified()).ok());
+    newest.map(std::fs::DirEntry::path).context("no build root in the cache; run 'cargo xtask up' first")
 }
 
 /// The cache that the first build used.
@@ -257,8 +308,21 @@ fn cache() -> Result<PathBuf> {
         .context("no place for the cache: set HOME, XDG_CACHE_HOME or REDOUBT_CACHE")
 }
 
+/// Gives a new cache the fetched inputs, and nothing that was built.
+pub(crate) fn copy_store(to: &Path) -> Result<()> {
+    let store = to.join("store");
+    std::fs::create_dir_all(&store)?;
+    for entry in std::fs::read_dir(cache()?.join("store"))? {
+        let entry = entry?;
+        if entry.file_type()?.is_file() {
+            std::fs::copy(entry.path(), store.join(entry.file_name()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Copies what git knows of this checkout, as it is now.
-fn copy_checkout(to: &Path) -> Result<()> {
+pub(crate) fn copy_checkout(to: &Path) -> Result<()> {
     let listed = tools::output(tools::command("git").args([
         "ls-files",
         "-z",

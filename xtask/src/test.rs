@@ -1,6 +1,6 @@
 //! `cargo xtask test`: set-up and every test.
 
-use crate::{Consent, setup, tools};
+use crate::{Consent, double_build, setup, tools};
 use anyhow::Result;
 
 /// The workspace's features that the virtual profile switches on.
@@ -30,11 +30,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let python = steps.step("Python packages", tools::python_packages)?;
     steps.step("tools", tools::build_tools)?;
     let production = steps.step("production programs", tools::build_production)?;
-    let release = steps.step("guest image", tools::build_release)?;
-    let host = steps.step("host image", || tools::build_host(&release))?;
-    steps.step("production firmware", || {
-        tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware"]))
-    })?;
+    let release = steps.step("images", || tools::build_images("virtual"))?;
+    steps.step("second build of the images", || double_build::quick(&release))?;
     let programs = steps.step("programs of the guest's tests", || {
         tools::output(tools::command(tools::binary("redoubt")).args(["image", "test-programs"]))
     })?;
@@ -44,7 +41,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .args(["test", "--locked", "--workspace", "--features", VIRTUAL, "--"])
                 .args(&options.rest)
                 .env("REDOUBT_RELEASE", &release)
-                .env("REDOUBT_HOST_IMAGE", &host)
+                .env("REDOUBT_HOST_IMAGE", &release)
                 .env("REDOUBT_TEST_PYTHON", &python)
                 .env("REDOUBT_BIN", tools::target().join("debug"))
                 .env("REDOUBT_PRODUCTION_BIN", &production)

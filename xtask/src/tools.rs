@@ -114,25 +114,15 @@ pub(crate) fn build_production() -> Result<PathBuf> {
     Ok(place.join("debug"))
 }
 
-/// Builds the image of the virtual profile's host with this guest release; returns its directory.
-pub(crate) fn build_host(release: &Path) -> Result<PathBuf> {
-    let out = target().join("host-images/virtual");
-    let mut build = command(binary("redoubt"));
-    run(build
-        .args(["image", "build-host", "--profile", "virtual", "--guest"])
-        .arg(release.join("manifest.json"))
-        .arg("--out")
-        .arg(&out))?;
+/// Builds the guest of the virtual profile, all that a node in QEMU needs; returns its directory.
+pub(crate) fn build_release() -> Result<PathBuf> {
+    let out = release_dir("virtual-guest");
+    run(command(binary("redoubt")).args(["image", "build", "--guest-only", "--out"]).arg(&out))?;
     Ok(out)
 }
 
-/// Builds the release of the virtual profile; returns its directory.
-pub(crate) fn build_release() -> Result<PathBuf> {
-    build_release_of("virtual")
-}
-
-/// Builds the release of a profile; returns its directory.
-pub(crate) fn build_release_of(profile: &str) -> Result<PathBuf> {
+/// Builds the whole release of a profile, the host's disk too; returns its directory.
+pub(crate) fn build_images(profile: &str) -> Result<PathBuf> {
     let out = release_dir(profile);
     run(command(binary("redoubt")).args(["image", "build", "--profile", profile, "--out"]).arg(&out))?;
     Ok(out)

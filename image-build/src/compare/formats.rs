@@ -57,6 +57,19 @@ pub(super) fn cpio(bytes: &[u8]) -> Option<Vec<Part<'_>>> {
     None
 }
 
+/// A unified kernel image by its headers and sections. (A kernel is an executable of UEFI too, but has no `.linux`.)
+pub(super) fn pe(bytes: &[u8]) -> Option<Vec<Part<'_>>> {
+    let sections = crate::host::pe::sections(bytes).ok()?;
+    if !sections.iter().any(|(name, _)| name == ".linux") {
+        return None;
+    }
+    let start = |content: &[u8]| content.as_ptr() as usize - bytes.as_ptr() as usize;
+    let first = sections.iter().map(|(_, content)| start(content)).min()?;
+    let mut parts = vec![Part::new("headers", bytes.get(..first)?)];
+    parts.extend(sections.into_iter().map(|(name, content)| Part::new(format!("section {name}"), content)));
+    Some(parts)
+}
+
 /// A Linux image for x86 (Documentation/arch/x86/boot.rst): the setup code, the decompressor, the packed kernel.
 pub(super) fn kernel(bytes: &[u8]) -> Option<Vec<Part<'_>>> {
     if slice(bytes, 0x202, 4)? != b"HdrS" {

@@ -1,6 +1,7 @@
 //! Where two files differ: not only at which byte, but in which part of what they contain.
 //!
-//! A file is taken apart as long as it is of a known format (zstd, cpio, kernel image, ELF, firmware volumes), parts are
+//! A file is taken apart as long as it is of a known format (zstd, cpio, unified kernel image, kernel image, ELF,
+//! firmware volumes), parts are
 //! matched by name, and only unequal ones are looked into. What comes from elsewhere may be made to confuse: every
 //! length is checked, and depth, number of parts and unpacked size are bounded.
 
@@ -8,7 +9,7 @@ mod firmware;
 mod formats;
 
 use serde::Serialize;
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, collections::BTreeMap, fmt};
 
 /// Layers within layers.
 const MAX_DEPTH: usize = 12;
@@ -90,6 +91,7 @@ fn open(content: &[u8], kind: Kind) -> Option<Vec<Part<'_>>> {
         Kind::Detect => formats::zstd(content)
             .or_else(|| formats::cpio(content))
             .or_else(|| formats::elf(content))
+            .or_else(|| formats::pe(content))
             .or_else(|| formats::kernel(content))
             .or_else(|| firmware::volume(content))
             .or_else(|| firmware::device(content)),
@@ -101,6 +103,33 @@ fn open(content: &[u8], kind: Kind) -> Option<Vec<Part<'_>>> {
 pub fn differences(name: &str, release: &[u8], rebuild: &[u8]) -> Vec<Difference> {
     let mut found = Vec::new();
     compare(vec![name.to_owned()], release, rebuild, Kind::Detect, &mut found);
+    found
+}
+
+/// Where two file systems differ, given their unpacked files; the packed ones are compared if no file differs.
+#[must_use]
+pub fn trees(
+    name: &str,
+    release: &[(String, Vec<u8>)],
+    rebuild: &[(String, Vec<u8>)],
+    packed_release: &[u8],
+    packed_rebuild: &[u8],
+) -> Vec<Difference> {
+    let parts =
+        |files: &[(String, Vec<u8>)]| -> BTreeMap<String, Vec<u8>> { files.iter().cloned().collect() };
+    let (a, b) = (parts(release), parts(rebuild));
+    let mut found = Vec::new();
+    for path in a.keys().chain(b.keys().filter(|path| !a.contains_key(*path))) {
+        let place = vec![name.to_owned(), path.clone()];
+        match (a.get(path), b.get(path)) {
+            (Some(a), Some(b)) => compare(place, a, b, Kind::Detect, &mut found),
+            (Some(_), None) => found.push(Difference { place, what: What::OnlyInRelease }),
+            _ => found.push(Difference { place, what: What::OnlyInRebuild }),
+        }
+    }
+    if found.is_empty() {
+        compare(vec![name.to_owned()], packed_release, packed_rebuild, Kind::Detect, &mut found);
+    }
     found
 }
 
@@ -190,6 +219,43 @@ mod tests {
             found[0].to_string(),
             "initrd.zst > zstd content > /replica: 1 bytes differ, from byte 0x2 to 0x2"
         );
+    }
+
+    #[test]
+    fn a_planted_byte_in_a_unified_kernel_image_is_found_in_its_section() {
+        use crate::host::pe;
+        let image = |line: &[u8]| {
+            let sections = [(".cmdline", line), (".linux", &b"kernel"[..])];
+            pe::unified_kernel_image(&pe::samples::stub(), &sections).unwrap()
+        };
+        let found = differences("host.efi", &image(b"quiet"), &image(b"quieT"));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].place, ["host.efi", "section .cmdline"]);
+        assert_eq!(found[0].what, What::Bytes { first: 4, last: 4, count: 1, lengths: (5, 5) });
+        // Between the parts, where sections are filled up.
+        let mut filled = image(b"quiet");
+        let end = filled.len() - 1;
+        filled[end] ^= 1;
+        assert_eq!(differences("host.efi", &image(b"quiet"), &filled)[0].place, ["host.efi"]);
+    }
+
+    #[test]
+    fn files_of_two_roots_are_matched_by_path() {
+        let files = |list: &[(&str, &[u8])]| -> Vec<(String, Vec<u8>)> {
+            list.iter().map(|(path, content)| ((*path).to_owned(), content.to_vec())).collect()
+        };
+        let (a, b) = (files(&[("/x", b"abc"), ("/y", b"1")]), files(&[("/x", b"aXc"), ("/z", b"1")]));
+        let found: Vec<String> = trees("root", &a, &b, b"p", b"q").iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                "root > /x: 1 bytes differ, from byte 0x1 to 0x1",
+                "root > /y: only in the release",
+                "root > /z: only in the rebuild"
+            ]
+        );
+        assert_eq!(trees("root", &a, &a, b"p", b"q")[0].place, ["root"]);
+        assert!(trees("root", &a, &a, b"p", b"p").is_empty());
     }
 
     #[test]

@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn sbverify_accepts_the_signature_and_no_other_image() {
-        let image = pe::unified_kernel_image(&pe::tests::stub(), &[(".linux", b"kernel")]).unwrap();
+        let image = pe::unified_kernel_image(&pe::samples::stub(), &[(".linux", b"kernel")]).unwrap();
         let signature = sign(&image, KEY, CERTIFICATE).unwrap();
         assert_eq!(signature, sign(&image, KEY, CERTIFICATE).unwrap());
         let Some(sbverify) = crate::host::tests::program("sbverify") else { return };
@@ -183,7 +183,7 @@ mod tests {
 
     #[test]
     fn keys_and_certificates_that_are_none_are_refused() {
-        let image = pe::unified_kernel_image(&pe::tests::stub(), &[(".linux", b"kernel")]).unwrap();
+        let image = pe::unified_kernel_image(&pe::samples::stub(), &[(".linux", b"kernel")]).unwrap();
         assert!(matches!(sign(&image, b"no key", CERTIFICATE), Err(SignError::Key(_))));
         for end in [0, 1, 10, 40] {
             assert!(matches!(sign(&image, KEY, &CERTIFICATE[..end]), Err(SignError::Certificate)));

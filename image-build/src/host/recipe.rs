@@ -1,7 +1,6 @@
 //! What the host's image is made of, as data (`recipes/host.toml`).
 
-use crate::recipe::Kernel;
-use anyhow::{Context, Result};
+use crate::recipe::{self, Kernel, RecipeError};
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::Path};
 
@@ -39,11 +38,8 @@ pub struct Host {
 
 impl Recipe {
     /// Reads the recipe of a repository.
-    pub fn read(repository: &Path) -> Result<Self> {
-        let path = crate::recipe::folder(repository).join("recipes/host.toml");
-        let text =
-            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        toml::from_str(&text).with_context(|| format!("{} is not valid", path.display()))
+    pub fn read(repository: &Path) -> Result<Self, RecipeError> {
+        recipe::read(&recipe::folder(repository).join("recipes/host.toml"))
     }
 
     /// The host of this profile.

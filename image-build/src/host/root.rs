@@ -1,15 +1,17 @@
 //! The host's root file system: laid out from locked packages and our agent, packed as erofs in the root of image tools.
 
-use super::{disk::identifier, sbom, tree};
+use super::{HostError, sbom, tree};
 use crate::{
     cache::{Key, sha256_file},
+    error::{ImageError, Result},
+    files::{self, FileError, failed},
     lock::{HOST_ROOT, IMAGE_TOOLS},
     root,
     sandbox::{SOURCE_DATE_EPOCH, Sandbox},
     step::Step,
     workshop::Workshop,
 };
-use anyhow::{Context, Result};
+use installer::layout::identifier;
 use std::{
     collections::BTreeMap,
     os::unix::fs::PermissionsExt,
@@ -30,7 +32,7 @@ pub struct Root {
 }
 
 /// Builds the root with these files and this agent, or takes it from the cache.
-pub fn build(workshop: &Workshop, files: &BTreeMap<String, String>, agent: &Path) -> Result<Root> {
+pub fn build(workshop: &Workshop, named: &BTreeMap<String, String>, agent: &Path) -> Result<Root> {
     let tools = root::of_group(&workshop.cache, &workshop.inputs, IMAGE_TOOLS)?;
     let mut key = Key::default()
         .with("method", METHOD)
@@ -40,31 +42,28 @@ pub fn build(workshop: &Workshop, files: &BTreeMap<String, String>, agent: &Path
     for package in workshop.inputs.lock.group(HOST_ROOT)? {
         key = key.with(&package.name, package.sha256.as_bytes());
     }
-    for path in files.keys() {
+    for path in named.keys() {
         key = key.with("file", path);
     }
     let entry = workshop.cache.entry("host-root", key, |dir| {
         let step = Step::start("host root", 0);
-        let work = tempfile::tempdir_in(dir)?;
-        let [unpacked, tree, out] = ["unpacked", "tree", "out"].map(|name| work.path().join(name));
-        for folder in [&unpacked, &tree, &out] {
-            std::fs::create_dir(folder)?;
-        }
+        let (work, [unpacked, tree, out]) = files::work(dir, ["unpacked", "tree", "out"])?;
         step.say("unpacking packages");
         let packages = workshop.inputs.files(HOST_ROOT)?;
-        let files = tree::lay_out(&packages, files.keys().map(String::as_str), agent, &unpacked, &tree)?;
+        let files = tree::lay_out(&packages, named.keys().map(String::as_str), agent, &unpacked, &tree);
+        let files = files.map_err(HostError::from)?;
         let list = sbom::cyclonedx(env!("CARGO_PKG_VERSION"), &files);
-        std::fs::write(dir.join("sbom.json"), serde_json::to_string_pretty(&list)? + "\n")?;
+        files::write(&dir.join("sbom.json"), format!("{list:#}\n"))?;
         step.say("packing");
-        std::fs::copy(pack(workshop, &tree, &out, "host root")?, dir.join("root.erofs"))?;
+        files::copy(&pack(workshop, &tree, &out, "host root")?, &dir.join("root.erofs"))?;
         step.done("packed");
-        work.close().context("cannot remove the root's intermediate files")
+        Ok::<_, ImageError>(files::close(work)?)
     })?;
     Ok(Root { image: entry.join("root.erofs"), sbom: entry.join("sbom.json") })
 }
 
 /// Packs a folder into a file system below `out`; `name` decides its identifier.
-pub(super) fn pack(workshop: &Workshop, tree: &Path, out: &Path, name: &str) -> Result<PathBuf> {
+fn pack(workshop: &Workshop, tree: &Path, out: &Path, name: &str) -> Result<PathBuf> {
     // The umask of whoever builds decided them so far.
     set_modes(tree)?;
     let tools = root::of_group(&workshop.cache, &workshop.inputs, IMAGE_TOOLS)?;
@@ -78,19 +77,48 @@ pub(super) fn pack(workshop: &Workshop, tree: &Path, out: &Path, name: &str) -> 
     Ok(out.join("packed.erofs"))
 }
 
-/// Modes that depend on nothing but whether a file may be executed.
-fn set_modes(folder: &Path) -> Result<()> {
-    std::fs::set_permissions(folder, PermissionsExt::from_mode(0o755))?;
-    for entry in std::fs::read_dir(folder)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            set_modes(&entry.path())?;
+/// The files in a packed root, by path, with `(link)` behind the name of a link.
+pub fn unpack(workshop: &Workshop, image: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
+    let (work, [source, out]) = files::work(&workshop.cache.folder("."), ["in", "out"])?;
+    files::write(&source.join("root.erofs"), image)?;
+    let tools = root::of_group(&workshop.cache, &workshop.inputs, IMAGE_TOOLS)?;
+    let sandbox = Sandbox::new(&tools, &workshop.surroundings).read(&source, "/src").write(&out, "/out");
+    let unpack = ["fsck.erofs", "--extract=/out/tree", "--no-preserve", "/src/root.erofs"];
+    sandbox.run("unpacking a root", &unpack)?;
+    let mut found = Vec::new();
+    collect(&out.join("tree"), "", &mut found)?;
+    files::close(work)?;
+    Ok(found)
+}
+
+fn collect(folder: &Path, place: &str, found: &mut Vec<(String, Vec<u8>)>) -> Result<(), FileError> {
+    for path in files::list(folder)? {
+        let name = format!("{place}/{}", path.file_name().unwrap_or_default().to_string_lossy());
+        if path.is_symlink() {
+            let target = std::fs::read_link(&path).map_err(failed("read", &path))?;
+            found.push((name + " (link)", target.to_string_lossy().into_owned().into_bytes()));
+        } else if path.is_dir() {
+            collect(&path, &name, found)?;
         } else {
-            let executable = entry.metadata()?.permissions().mode() & 0o100 != 0;
-            std::fs::set_permissions(
-                entry.path(),
-                PermissionsExt::from_mode(if executable { 0o555 } else { 0o444 }),
-            )?;
+            found.push((name, files::read(&path)?));
+        }
+    }
+    Ok(())
+}
+
+/// Modes that depend on nothing but whether a file may be executed.
+fn set_modes(folder: &Path) -> Result<(), FileError> {
+    let set = |path: &Path, mode| {
+        std::fs::set_permissions(path, PermissionsExt::from_mode(mode))
+            .map_err(failed("set the mode of", path))
+    };
+    set(folder, 0o755)?;
+    for path in files::list(folder)? {
+        let metadata = path.symlink_metadata().map_err(failed("look at", &path))?;
+        if metadata.is_dir() {
+            set_modes(&path)?;
+        } else {
+            set(&path, if metadata.permissions().mode() & 0o100 != 0 { 0o555 } else { 0o444 })?;
         }
     }
     Ok(())

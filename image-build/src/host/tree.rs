@@ -1,8 +1,11 @@
 //! What lies in the host's root file system: the files that the recipe names, the libraries that they need, and our
 //! agent. Nothing else gets in, so there is no shell, no interpreter, no package manager, and no file with a setuid bit.
 
-use crate::{deb, lock::Input};
-use anyhow::{Context, Result, bail};
+use crate::{
+    deb::{self, DebError},
+    files::{self, FileError, failed},
+    lock::Input,
+};
 use object::{
     LittleEndian,
     elf::{DT_NEEDED, FileHeader64},
@@ -23,6 +26,42 @@ const LOADER: (&str, &str) = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-
 pub const AGENT: &str = "usr/bin/host-os";
 /// Folders on which something is mounted, or that PID 1 fills.
 const MOUNT_POINTS: &[&str] = &["dev", "guest", "proc", "run", "sys", "tmp"];
+
+/// The root cannot be laid out.
+#[derive(Debug, thiserror::Error)]
+pub enum TreeError {
+    /// A file or folder could not be used.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// A package could not be read.
+    #[error(transparent)]
+    Deb(#[from] DebError),
+    /// The recipe, or a program, names a file that is in no package.
+    #[error(
+        "no locked package of the host's root has the file {0}; correct recipes/host.toml or renew the lock"
+    )]
+    NoFile(String),
+    /// A broken program.
+    #[error("{path} of {package} is no sound ELF file: {source}; renew the lock")]
+    Elf {
+        /// The file.
+        path: String,
+        /// Whose it is.
+        package: String,
+        /// Why.
+        source: object::Error,
+    },
+    /// A program for another C library.
+    #[error("{path} of {package} asks for the loader {loader}, which the root does not have")]
+    Loader {
+        /// The file.
+        path: String,
+        /// Whose it is.
+        package: String,
+        /// What it asks for.
+        loader: String,
+    },
+}
 
 /// Where a file comes from.
 #[derive(Debug, Clone, Copy)]
@@ -57,12 +96,12 @@ pub fn lay_out<'a>(
     agent: &Path,
     work: &Path,
     root: &Path,
-) -> Result<Files<'a>> {
+) -> Result<Files<'a>, TreeError> {
     let named: Vec<&str> = named.into_iter().collect();
     let mut found: BTreeMap<String, (&Input, PathBuf)> = BTreeMap::new();
     for (index, (package, file)) in packages.iter().enumerate() {
         let place = work.join(index.to_string());
-        std::fs::create_dir(&place)?;
+        files::make_folder(&place)?;
         let wanted = |path: &Path| {
             path.starts_with(LIBRARIES)
                 || path == Path::new(LOADER.0)
@@ -73,25 +112,26 @@ pub fn lay_out<'a>(
             found.insert(path, (package, source));
         })?;
     }
-    let mut files = Files::new();
+    let mut laid_out = Files::new();
     for folder in MOUNT_POINTS {
-        std::fs::create_dir_all(root.join(folder))?;
+        files::make_folder(&root.join(folder))?;
     }
-    place(root, AGENT, agent, Origin::Ours, &mut files)?;
+    place(root, AGENT, agent, Origin::Ours, &mut laid_out)?;
     let mut waiting: Vec<(String, String)> =
         named.iter().map(|n| ((*n).to_owned(), (*n).to_owned())).collect();
     while let Some((path, from)) = waiting.pop() {
-        if files.contains_key(&path) {
+        if laid_out.contains_key(&path) {
             continue;
         }
         let Some((package, source)) = found.get(&from) else {
-            bail!(
-                "no locked package of the host's root has the file {from}; correct recipes/host.toml or renew the lock"
-            );
+            return Err(TreeError::NoFile(from));
         };
-        let content = place(root, &path, source, Origin::Package(package), &mut files)?;
-        let linked =
-            linked(&content).with_context(|| format!("{path} of {} is no sound ELF file", package.name))?;
+        let content = place(root, &path, source, Origin::Package(package), &mut laid_out)?;
+        let linked = linked(&content).map_err(|source| TreeError::Elf {
+            path,
+            package: package.name.clone(),
+            source,
+        })?;
         for library in linked.libraries {
             let path = format!("{LIBRARIES}/{library}");
             // The loader is also a library, under one name only.
@@ -102,16 +142,18 @@ pub fn lay_out<'a>(
         match linked.interpreter.as_deref().map(|path| path.trim_start_matches('/')) {
             None => {}
             Some(path) if path == LOADER.1 => waiting.push((LOADER.1.to_owned(), LOADER.0.to_owned())),
-            Some(other) => bail!("{from} of {} asks for the loader {other}, which is unknown", package.name),
+            Some(other) => {
+                let (package, loader) = (package.name.clone(), other.to_owned());
+                return Err(TreeError::Loader { path: from, package, loader });
+            }
         }
     }
-    Ok(files)
+    Ok(laid_out)
 }
 
 /// Calls `each` with all files and links to files below `folder`: path below `top`, and the file itself.
-fn collect(top: &Path, folder: &Path, each: &mut impl FnMut(String, PathBuf)) -> Result<()> {
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
+fn collect(top: &Path, folder: &Path, each: &mut impl FnMut(String, PathBuf)) -> Result<(), FileError> {
+    for path in files::list(folder)? {
         if path.is_dir() && !path.is_symlink() {
             collect(top, &path, each)?;
         } else if let (Ok(source), Ok(below)) = (path.canonicalize(), path.strip_prefix(top)) {
@@ -130,19 +172,20 @@ fn place<'a>(
     path: &str,
     source: &Path,
     origin: Origin<'a>,
-    files: &mut Files<'a>,
-) -> Result<Vec<u8>> {
-    let content = std::fs::read(source).with_context(|| format!("cannot read {}", source.display()))?;
+    laid_out: &mut Files<'a>,
+) -> Result<Vec<u8>, FileError> {
+    let content = files::read(source)?;
     let target = root.join(path);
     if let Some(folder) = target.parent() {
-        std::fs::create_dir_all(folder)?;
+        files::make_folder(folder)?;
     }
-    std::fs::write(&target, &content).with_context(|| format!("cannot write {}", target.display()))?;
+    files::write(&target, &content)?;
     // Programs, and the loader, which the kernel executes for them. Libraries are only mapped.
     let executable = path.starts_with("usr/bin/") || path == LOADER.1;
-    std::fs::set_permissions(&target, PermissionsExt::from_mode(if executable { 0o555 } else { 0o444 }))?;
+    let mode = PermissionsExt::from_mode(if executable { 0o555 } else { 0o444 });
+    std::fs::set_permissions(&target, mode).map_err(failed("set the mode of", &target))?;
     let file = File { origin, sha256: Digest::of(&content), size: content.len() as u64, executable };
-    files.insert(path.to_owned(), file);
+    laid_out.insert(path.to_owned(), file);
     Ok(content)
 }
 

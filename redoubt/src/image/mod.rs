@@ -1,20 +1,21 @@
 //! `redoubt image`: building releases from locked inputs, and holding a release against its sources.
 
-mod host;
+mod build;
 mod reproduce;
 
 use crate::output::{Failure, Reply};
 use clap::{Args, Subcommand};
-use host_os::cli::ProfileArg;
 use image_build::{
     cache::Cache,
+    error::ImageError,
     fetch::{self, Sources},
-    firmware, guest,
+    files::FileError,
+    firmware,
     inputs::Inputs,
     lock, programs, recipe,
     sandbox::Surroundings,
     step::Step,
-    store, update,
+    update,
     workshop::{self, Workshop},
 };
 use serde_json::json;
@@ -22,10 +23,10 @@ use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {
-    /// Build the guest release of a profile: kernel, initrd, firmware, manifest
-    Build(Build),
-    /// Build the image of the machine itself: kernel, verified root, unified kernel image, disk
-    BuildHost(host::BuildHost),
+    /// Build everything that a node needs: guest, host, disk, and the manifest that binds them
+    Build(build::Build),
+    /// Put disk and installer together out of a release's files, after signing
+    Assemble(build::Assemble),
     /// Build the firmware of the production profile alone: OvmfPkg/AmdSev
     Firmware(FirmwareArgs),
     /// Bring all locked inputs into the store, or write them into a directory
@@ -77,18 +78,6 @@ impl SourceArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Build {
-    #[command(flatten)]
-    sources: SourceArgs,
-    /// What kind of node the release is for
-    #[arg(long, value_enum, default_value_t = ProfileArg::Virtual)]
-    profile: ProfileArg,
-    /// Directory that receives the release [default: target/release-images/PROFILE]
-    #[arg(long, value_name = "DIR")]
-    out: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct FirmwareArgs {
     #[command(flatten)]
     sources: SourceArgs,
@@ -119,49 +108,16 @@ pub(crate) struct UpdateInputs {
 }
 
 /// A failure with a code by its cause.
-pub(crate) fn failure(error: anyhow::Error) -> Failure {
-    use image_build::{
-        deb::DebError, fetch::FetchError, firmware::NotPinned, inputs::InputsError, lock::LockError,
-        sandbox::SandboxError, store::StoreError, toolchain::ToolchainError,
-    };
-    fn code(cause: &(dyn std::error::Error + 'static)) -> Option<&'static str> {
-        let of_inputs = |error: &InputsError| match error {
-            InputsError::Lock(_) => "lock",
-            InputsError::Store(_) => "store",
-            InputsError::Fetch(_) => "input-unavailable",
-        };
-        cause.downcast_ref().map(of_inputs).or_else(|| {
-            match cause.downcast_ref() {
-                Some(SandboxError::Namespaces { .. }) => return Some("namespaces-refused"),
-                Some(_) => return Some("build-step-failed"),
-                None => {}
-            }
-            match cause.downcast_ref() {
-                Some(LockError::Missing(_)) => return Some("lock-entry-missing"),
-                Some(_) => return Some("lock"),
-                None => {}
-            }
-            if cause.is::<FetchError>() {
-                return Some("input-unavailable");
-            }
-            if cause.is::<StoreError>() || cause.is::<DebError>() {
-                return Some("store");
-            }
-            if cause.is::<ToolchainError>() {
-                return Some("toolchain");
-            }
-            cause.is::<NotPinned>().then_some("firmware-not-pinned")
-        })
-    }
-    let code = error.chain().find_map(code).unwrap_or("image");
-    Failure::new(code, format!("{error:#}"))
+pub(crate) fn failure(error: impl Into<ImageError>) -> Failure {
+    let error = error.into();
+    Failure::new(error.code(), error.to_string())
 }
 
 pub(crate) fn run(args: &Image) -> Result<Reply, Failure> {
     match args {
-        Image::Build(args) => build(args),
-        Image::BuildHost(args) => host::build(args),
-        Image::Firmware(args) => firmware(args).map_err(failure),
+        Image::Build(args) => build::build(args),
+        Image::Assemble(args) => build::assemble(args),
+        Image::Firmware(args) => firmware(args),
         Image::Fetch(args) => fetch(args).map_err(failure),
         Image::UpdateInputs(args) => update_inputs(args).map_err(failure),
         Image::Reproduce(args) => reproduce::run(args),
@@ -175,52 +131,35 @@ pub(crate) fn run(args: &Image) -> Result<Reply, Failure> {
     }
 }
 
-fn build(args: &Build) -> Result<Reply, Failure> {
-    let workshop = args.sources.workshop()?;
-    let profile = args.profile.profile();
-    let out = args
-        .out
-        .clone()
-        .unwrap_or_else(|| workshop.repository.join("target/release-images").join(profile.to_string()));
-    let summary = guest::build(&workshop, profile, &out).map_err(failure)?;
-    let signed = match summary.signatures {
-        0 => "not signed: release keys sign it elsewhere".to_owned(),
-        count => format!("signed by {count} development keys"),
-    };
-    let mut text = format!("{} ({signed})", summary.manifest.display());
-    for (name, size) in &summary.sizes {
-        text += &format!("\n  {name:<14}{:>8.2} MB  sha256 {}", *size as f64 / 1e6, summary.sha256[name]);
-    }
-    for entry in &summary.measurements {
-        text += &format!("\n  {} x {:<3} {}", entry.vcpu_type, entry.vcpus, entry.measurement);
-    }
-    Ok(Reply::good(text, json!(summary)))
-}
-
-fn firmware(args: &FirmwareArgs) -> anyhow::Result<Reply> {
+fn firmware(args: &FirmwareArgs) -> Result<Reply, Failure> {
     let sources = &args.sources;
-    let workshop = Workshop::open(&sources.repository, sources.sources())?;
-    let recipe = recipe::recipe(&workshop.repository, release::Profile::Production)?;
-    let build = |workshop: &Workshop| {
-        if args.unpinned { firmware::amd_sev(workshop) } else { firmware::build(workshop, &recipe.firmware) }
+    let built = |workshop: &Workshop| -> Result<(PathBuf, release::Digest, u64), ImageError> {
+        let recipe = recipe::recipe(&workshop.repository, release::Profile::Production)?;
+        let path = if args.unpinned {
+            firmware::amd_sev(workshop)?
+        } else {
+            firmware::build(workshop, &recipe.firmware)?
+        };
+        let content =
+            std::fs::read(&path).map_err(|source| FileError { doing: "read", path: path.clone(), source })?;
+        Ok((path, release::Digest::of(&content), content.len() as u64))
     };
-    let path = build(&workshop)?;
-    let (sha256, size) = store::hash_file(&path)?;
+    let (path, sha256, size) = built(&args.sources.workshop()?).map_err(failure)?;
     if args.twice {
-        let folder = workshop::scratch()?;
+        let folder = workshop::scratch().map_err(failure)?;
         let anew =
-            Workshop::fresh(&sources.repository, sources.sources(), folder.path(), Surroundings::varied())?;
-        let (again, _) = store::hash_file(&build(&anew)?)?;
-        anyhow::ensure!(
-            again == sha256,
-            "a second build gave sha256 {again}, the first {sha256}: not reproducible"
-        );
+            Workshop::fresh(&sources.repository, sources.sources(), folder.path(), Surroundings::varied());
+        let (_, again, _) = built(&anew.map_err(failure)?).map_err(failure)?;
+        if again != sha256 {
+            let text = format!("a second build gave sha256 {again}, the first {sha256}: not reproducible");
+            return Err(Failure::new("not-reproducible", text));
+        }
     }
     let text = format!("{}\n  {:.2} MB  sha256 {sha256}", path.display(), size as f64 / 1e6);
     Ok(Reply::good(text, json!({ "path": path, "size": size, "sha256": sha256, "built_twice": args.twice })))
 }
 
-fn fetch(args: &Fetch) -> anyhow::Result<Reply> {
+fn fetch(args: &Fetch) -> Result<Reply, ImageError> {
     let inputs = Inputs::open(&args.sources.repository, &Cache::open()?, args.sources.sources())?;
     let all: Vec<&lock::Input> = inputs.lock.inputs.iter().collect();
     let step = Step::start("inputs", all.len() as u64);
@@ -235,17 +174,20 @@ fn fetch(args: &Fetch) -> anyhow::Result<Reply> {
     Ok(Reply::good(text, json!({ "inputs": all.len(), "bytes": bytes, "bundle": args.bundle })))
 }
 
-fn copy_all(bundle: &Path, inputs: &[&lock::Input], files: &[PathBuf]) -> anyhow::Result<()> {
-    use anyhow::Context;
-    std::fs::create_dir_all(bundle).with_context(|| format!("cannot make {}", bundle.display()))?;
+fn copy_all(bundle: &Path, inputs: &[&lock::Input], files: &[PathBuf]) -> Result<(), FileError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |source| FileError { doing: "write", path, source }
+    };
+    std::fs::create_dir_all(bundle).map_err(failed(bundle))?;
     for (input, file) in inputs.iter().zip(files) {
         let target = bundle.join(input.file_name());
-        std::fs::copy(file, &target).with_context(|| format!("cannot write {}", target.display()))?;
+        std::fs::copy(file, &target).map_err(failed(&target))?;
     }
     Ok(())
 }
 
-fn update_inputs(args: &UpdateInputs) -> anyhow::Result<Reply> {
+fn update_inputs(args: &UpdateInputs) -> Result<Reply, ImageError> {
     let sources = args.sources.sources();
     let changes = update::update(&args.sources.repository, &Cache::open()?, &sources, &args.keyring)?;
     let mut text = format!("{} changed inputs", changes.len());

@@ -2,14 +2,13 @@
 
 use super::{SourceArgs, failure};
 use crate::output::{Failure, Reply};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use image_build::{
     explain::{self, Entry, Explanation},
-    reproduce::{self, Options, Release, ReleaseError, Verdict},
+    reproduce::{self, Release, ReleaseError, Verdict},
     sandbox::Surroundings,
     workshop::Workshop,
 };
-use release::FileName;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -27,9 +26,9 @@ pub(crate) struct Reproduce {
     /// Build nothing: recompute hashes and launch measurements from the files beside the manifest
     #[arg(long)]
     verify_only: bool,
-    /// Leave this artefact out; repeatable. The answer names what was left out
-    #[arg(long, value_enum, value_name = "ARTEFACT", conflicts_with = "verify_only")]
-    without: Vec<Artefact>,
+    /// Take the kernels as the release has them instead of building them, and rebuild everything else
+    #[arg(long, conflicts_with = "verify_only")]
+    without_kernels: bool,
     /// Build with another user, host name, umask, time zone, locale, clock and number of jobs inside the build root
     #[arg(long, conflicts_with = "verify_only")]
     vary: bool,
@@ -39,24 +38,6 @@ pub(crate) struct Reproduce {
     /// Keep unequal files and diffoscope's reports here
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
-}
-
-/// Artefacts of a release.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Artefact {
-    Kernel,
-    Initrd,
-    Firmware,
-}
-
-impl From<Artefact> for FileName {
-    fn from(artefact: Artefact) -> Self {
-        match artefact {
-            Artefact::Kernel => Self::Kernel,
-            Artefact::Initrd => Self::Initrd,
-            Artefact::Firmware => Self::Firmware,
-        }
-    }
 }
 
 fn release_failure(error: ReleaseError) -> Failure {
@@ -74,12 +55,13 @@ pub(super) fn run(args: &Reproduce) -> Result<Reply, Failure> {
     }
     let surroundings = if args.vary { Surroundings::varied() } else { Surroundings::usual() };
     let folder = image_build::workshop::scratch().map_err(failure)?;
-    let workshop =
+    let mut workshop =
         Workshop::fresh(&args.sources.repository, args.sources.sources(), folder.path(), surroundings)
             .map_err(failure)?;
-    let options =
-        Options { without: args.without.iter().map(|a| (*a).into()).collect(), keep: args.keep.clone() };
-    let verdict = reproduce::reproduce(&workshop, &release, &options).map_err(failure)?;
+    if args.without_kernels {
+        reproduce::take_kernels(&mut workshop, &release).map_err(failure)?;
+    }
+    let verdict = reproduce::reproduce(&workshop, &release, args.keep.as_deref()).map_err(failure)?;
     Ok(reply(&verdict, "the rebuilt release is equal, bit for bit"))
 }
 
@@ -87,7 +69,7 @@ fn reply(verdict: &Verdict, praise: &str) -> Reply {
     let mut text = String::new();
     for artefact in &verdict.artefacts {
         let state = if artefact.equal { "equal" } else { "DIFFERENT" };
-        text += &format!("{:<14} {state:<10} sha256 {}\n", artefact.name, artefact.found);
+        text += &format!("{:<18} {state:<10} sha256 {}\n", artefact.name, artefact.found);
         if !artefact.equal {
             text += &format!("  the manifest says sha256 {}\n", artefact.release);
         }
@@ -99,13 +81,13 @@ fn reply(verdict: &Verdict, praise: &str) -> Reply {
         }
     }
     for difference in &verdict.manifest {
-        text += &format!("manifest       DIFFERENT  {difference}\n");
+        text += &format!("manifest           DIFFERENT  {difference}\n");
     }
     for report in &verdict.reports {
         text += &format!("diffoscope's report: {}\n", report.display());
     }
     if !verdict.left_out.is_empty() {
-        text += &format!("left out: {}\n", verdict.left_out.join(", "));
+        text += &format!("not rebuilt: {}\n", verdict.left_out.join(", "));
     }
     text += match (verdict.equal, verdict.left_out.is_empty()) {
         (true, true) => praise,
@@ -152,17 +134,31 @@ fn explanation(found: &Explanation) -> String {
         inputs.map(|c| format!("{:<28} {} -> {}", c.name, version(&c.before), version(&c.now))).collect(),
     );
     let options = found.kernel_options.iter();
-    section("kernel options", options.map(|(name, (a, b))| format!("{name}: {a} -> {b}")).collect());
+    section(
+        "options of the guest's kernel",
+        options.map(|(name, (a, b))| format!("{name}: {a} -> {b}")).collect(),
+    );
+    let options = found.host_kernel_options.iter();
+    section(
+        "options of the host's kernel",
+        options.map(|(name, (a, b))| format!("{name}: {a} -> {b}")).collect(),
+    );
     let entry = |entry: &Option<Entry>| match entry {
         Some(entry) => format!("{} B {}", entry.size, &entry.sha256[..16]),
         None => "-".to_owned(),
     };
-    let files = found.initrd.iter();
-    section(
-        "files in the initrd",
-        files.map(|(n, (a, b))| format!("{n}: {} -> {}", entry(a), entry(b))).collect(),
-    );
-    let sizes = found.sizes.iter().filter(|(_, (a, b))| a != b);
+    for (title, files) in
+        [("files in the initrd", &found.initrd), ("files in the host's root", &found.host_root)]
+    {
+        let line = |(name, (a, b)): (&String, &(Option<Entry>, Option<Entry>))| {
+            format!("{name}: {} -> {}", entry(a), entry(b))
+        };
+        section(title, files.iter().map(line).collect());
+    }
+    if let Some((a, b)) = &found.host_command_line {
+        section("command line of the host's kernel", vec![format!("- {a}"), format!("+ {b}")]);
+    }
+    let sizes = found.sizes.iter();
     section("sizes in bytes", sizes.map(|(n, (a, b))| format!("{n}: {a} -> {b}")).collect());
     section("manifest, with the inputs of the measurement", found.manifest.clone());
     section("not compared, because a release lacks it", found.missing.clone());

@@ -3,6 +3,7 @@
 mod attest;
 mod boot;
 mod execution;
+mod image;
 mod measure;
 mod table;
 
@@ -21,6 +22,9 @@ pub(crate) struct Options {
     /// Runs of each boot; the median counts
     #[arg(long, default_value_t = 5)]
     runs: usize,
+    /// Image: also build everything from an empty cache, which takes about an hour on two cores
+    #[arg(long)]
+    full: bool,
     #[command(flatten)]
     consent: Consent,
 }
@@ -33,6 +37,8 @@ enum Name {
     Boot,
     /// The heap, and execution on it
     Heap,
+    /// Building the images: times and sizes
+    Image,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -44,6 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         Name::Boot => boot::measure(options.consent, options.runs)?,
         Name::Heap => execution::measure()?,
+        Name::Image => image::measure(options.consent, options.full, options.runs)?,
     };
     table.print(options.json)
 }
