@@ -1,4 +1,4 @@
-//! What developers of this repository run: up, test, bench, ci.
+//! What developers of this repository run: up, test, bench, simulate, ci.
 //!
 //! Exit codes: 0 all went well, 1 a step failed (its message says which), 2 wrong usage.
 
@@ -7,6 +7,7 @@ mod ci;
 mod double_build;
 mod probes;
 mod setup;
+mod simulate;
 mod test;
 mod tools;
 mod up;
@@ -36,6 +37,8 @@ enum Command {
     RecordProbes(probes::Options),
     /// Build a second time with everything varied that may not matter, and compare every artefact but kernels
     DoubleBuild(double_build::Options),
+    /// Explore what crashes leave, and demand the right recovery
+    Simulate(simulate::Options),
     /// Install what the other commands need
     Setup(Consent),
 }
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Ci(options) => ci::run(&options),
         Command::RecordProbes(options) => probes::run(&options),
         Command::DoubleBuild(options) => double_build::run(&options),
+        Command::Simulate(options) => simulate::run(&options),
         Command::Setup(consent) => setup::run(consent, setup::FOR_ALL),
     };
     match outcome {

@@ -1,6 +1,6 @@
 //! `cargo xtask test`: set-up and every test.
 
-use crate::{Consent, double_build, setup, tools};
+use crate::{Consent, double_build, setup, simulate, tools};
 use anyhow::Result;
 
 /// The workspace's features that the virtual profile switches on.
@@ -49,6 +49,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
                 .env("REDOUBT_TEST_PROGRAMS", programs.trim()),
         )
     })?;
+    if options.rest.is_empty() {
+        steps.step("crash states of the heap", simulate::in_tests)?;
+    }
     steps.step("tests of the hardware path", || {
         tools::run(
             tools::command("cargo").args(["test", "--locked", "-p", "guest-os", "--"]).args(&options.rest),

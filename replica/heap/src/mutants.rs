@@ -77,24 +77,33 @@ pub(crate) const fn on(_: Mutant) -> bool {
     false
 }
 
-#[cfg(feature = "mutants")]
-thread_local! {
-    static REFUSED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+/// A read of which nothing was used, since it is not authentic.
+#[derive(Debug, Clone, Copy)]
+pub struct Refusal {
+    /// How many reads were made since.
+    pub back: usize,
+    /// The next read only followed from it, and nothing of that was used either.
+    pub led: bool,
 }
 
-/// Notes that what this thread read last from the medium is not authentic and nothing of it is used: to the crash
-/// simulator, states that differ only there are alike.
 #[cfg(feature = "mutants")]
-pub(crate) fn refused() {
-    REFUSED.set(REFUSED.get() + 1);
+thread_local! {
+    static REFUSED: std::cell::RefCell<Vec<Refusal>> = const { std::cell::RefCell::new(Vec::new()) };
+}
+
+/// Notes that something that this thread read from the medium is refused and not used: to the crash simulator,
+/// states that differ only there are alike.
+#[cfg(feature = "mutants")]
+pub(crate) fn refused(back: usize, led: bool) {
+    REFUSED.with_borrow_mut(|refused| refused.push(Refusal { back, led }));
 }
 
 /// Notes nothing.
 #[cfg(not(feature = "mutants"))]
-pub(crate) const fn refused() {}
+pub(crate) const fn refused(_: usize, _: bool) {}
 
-/// How often this thread read something that is not authentic.
+/// What this thread refused since the last call.
 #[cfg(feature = "mutants")]
-pub fn refusals() -> u64 {
-    REFUSED.get()
+pub fn refusals(mut each: impl FnMut(Refusal)) {
+    REFUSED.with_borrow_mut(|refused| refused.drain(..).for_each(&mut each));
 }

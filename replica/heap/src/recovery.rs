@@ -188,6 +188,9 @@ fn head(media: &dyn Media, key: &Key) -> Result<Head, OpenError> {
     let first = Copy::parse(&bytes[0], key);
     let second = if bytes[0] == bytes[1] { first } else { Copy::parse(&bytes[1], key) };
     let copies = [first, second];
+    for (back, _) in [1, 0].into_iter().zip(copies).filter(|(_, copy)| *copy == Copy::Damaged) {
+        mutants::refused(back, false);
+    }
     // A newer program may have begun to convert the medium: no older copy may be used then.
     for copy in copies {
         if let Copy::Version(found) = copy {
@@ -299,7 +302,7 @@ fn examine(
         media.read(offset, &mut bytes)?;
         *cell = parse_watermark(&sealer, &bytes);
         if cell.is_none() {
-            mutants::refused();
+            mutants::refused(0, false);
         }
     }
     let acknowledged = cells.into_iter().flatten().max().ok_or(OpenError::WatermarksDamaged)?;
@@ -382,7 +385,7 @@ fn in_place(
         let Some(offset) = geometry.offset(reference.slot()) else { return Ok(false) };
         media.read(offset, &mut block)?;
         if !sealer.open_block(reference, &mut block) {
-            mutants::refused();
+            mutants::refused(0, false);
             return Ok(false);
         }
     }

@@ -176,13 +176,17 @@ fn read_at(
     bytes.extend(if mutants::on(Mutant::FrameChainIgnored) { [0; 16] } else { place.tag });
     bytes.resize(BEFORE + HEADER, 0);
     media.read(RING + offset, &mut bytes[BEFORE..])?;
-    let Some(header) = Header::parse(&bytes[BEFORE..]) else { return Ok(Err(false)) };
+    let Some(header) = Header::parse(&bytes[BEFORE..]) else {
+        mutants::refused(0, false);
+        return Ok(Err(false));
+    };
     let length = u64::from(header.length);
     // A frame left from an earlier round of the ring is no remainder of a commit.
     if header.number != place.number
         || length > room - (HEADER + TAG) as u64
         || length > most_payload(geometry) as u64
     {
+        mutants::refused(0, false);
         return Ok(Err(false));
     }
     let length = header.length as usize;
@@ -192,7 +196,8 @@ fn read_at(
     tag.copy_from_slice(&bytes[BEFORE + HEADER + length..]);
     bytes.truncate(BEFORE + HEADER + length);
     if !sealer.open_record(header.nonce, &mut bytes, BEFORE + HEADER, &tag) {
-        mutants::refused();
+        mutants::refused(0, false);
+        mutants::refused(1, true);
         return Ok(Err(true));
     }
     let next = Place { at: at + frame_length(geometry, length), number: place.number + 1, tag };

@@ -59,7 +59,7 @@ impl Store {
         if self.sealer.open_block(reference, into) || mutants::on(Mutant::BlockTagIgnored) {
             return Ok(());
         }
-        mutants::refused();
+        mutants::refused(0, false);
         into.fill(0);
         Err(ReadError::Damaged { offset })
     }

@@ -28,11 +28,11 @@ fn survives(open: impl Fn() -> Box<dyn Media>, kind: MediaKind) {
         .unwrap();
     }
     assert!(heap.status().generation > 1, "checkpoints were written");
-    let model = Model::of(&heap.snapshot());
+    let model = Model::of(&heap.snapshot()).unwrap();
     drop(heap);
     let (heap, recovery) = Heap::open(open(), &key(), &OpenOptions::default()).unwrap();
     assert_eq!((recovery.epoch, recovery.torn_tail), (300, false));
-    assert_eq!(Model::of(&heap.snapshot()), model);
+    assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
 }
 
 #[test]
@@ -78,15 +78,15 @@ fn opening_again_and_again_needs_no_commit_between() {
     };
     let (mut heap, _) = open();
     commit(&mut heap, &[Op::Page(1, 3, 5)]).unwrap();
-    let model = Model::of(&heap.snapshot());
+    let model = Model::of(&heap.snapshot()).unwrap();
     drop(heap);
     for _ in 0..30 {
         let (heap, recovery) = open();
         assert!(!recovery.torn_tail);
-        assert_eq!(Model::of(&heap.snapshot()), model);
+        assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
     }
     commit(&mut open().0, &[Op::Page(1, 3, 6)]).unwrap();
-    assert_eq!(Model::of(&open().0.snapshot()).spaces[&1].1[&3], 6);
+    assert_eq!(Model::of(&open().0.snapshot()).unwrap().spaces[&1].1[&3], 6);
 }
 
 /// 512 GiB of medium, all of it sparse; a space of 500 GiB; opening reads next to nothing.
@@ -102,10 +102,10 @@ fn large_media_and_sparse_spaces() {
     commit(&mut heap, &[Op::Page(1, pages / 2, 7)]).unwrap();
     let status = heap.status();
     assert!(status.capacity > 511 << 30 && status.used < 1 << 20, "{status:?}");
-    let model = Model::of(&heap.snapshot());
+    let model = Model::of(&heap.snapshot()).unwrap();
     drop(heap);
     let (heap, _) = Heap::open(open(), &key(), &OpenOptions::default()).unwrap();
-    assert_eq!(Model::of(&heap.snapshot()), model);
+    assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
     assert_eq!(model.spaces[&1].0, pages);
 }
 
@@ -172,9 +172,9 @@ fn a_failed_fence_stops_the_heap() {
         matches!(&refused, CommitError::Poisoned { reason } if reason.contains("sync the test")),
         "{refused}"
     );
-    assert_eq!(Model::of(&heap.snapshot()).spaces[&1].1[&0], 1, "snapshots show the last acknowledged state");
+    assert_eq!(Model::of(&heap.snapshot()).unwrap().spaces[&1].1[&0], 1, "snapshots show the last acknowledged state");
     let (heap, recovery) = Heap::open(Box::new(media), &key(), &OpenOptions::default()).unwrap();
-    assert_eq!((recovery.epoch, Model::of(&heap.snapshot()).spaces[&1].1[&0]), (2, 2), "here it had arrived");
+    assert_eq!((recovery.epoch, Model::of(&heap.snapshot()).unwrap().spaces[&1].1[&0]), (2, 2), "here it had arrived");
 }
 
 /// Readers on other threads see whole states while a writer goes on, also through checkpoints and reuse of slots.
@@ -186,7 +186,7 @@ fn snapshots_on_other_threads_are_never_torn() {
         let reader = scope.spawn(move || {
             let mut seen = 0;
             for snapshot in receive {
-                let model = Model::of(&snapshot);
+                let model = Model::of(&snapshot).unwrap();
                 let Some((_, pages)) = model.spaces.get(&1) else { continue };
                 let fills: std::collections::BTreeSet<u64> = pages.values().copied().collect();
                 assert_eq!((fills.len(), pages.len()), (1, 6), "all pages of one commit, or none");

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use heap::MemMedia;
 use heap::{CommitError, Heap, Key, OpenOptions, PAGE, SpaceId};
-use support::{Model, Op, Random, content, create, key, ops, with_batch};
+use support::{Bounds, Model, Op, Random, content, create, key, ops, with_batch};
 
 fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
     let mut random = Random(seed);
@@ -16,10 +16,11 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
     assert!(recovery.created);
     let mut model = Model::default();
     let mut held = Vec::new();
+    let bounds = Bounds { spaces: 4, keys: 6, near: 8, reach, value: 20_000, long: 32 };
     let (mut commits, mut full) = (0, 0);
     for _ in 0..random.below(120) {
         let most = if random.below(8) == 0 { 60 } else { 6 };
-        let ops = ops(&mut random, most, reach);
+        let ops = ops(&mut random, most, &bounds);
         match with_batch(&ops, |batch| heap.submit(batch)) {
             Ok(_) => model.apply(&ops),
             Err(CommitError::Full { .. } | CommitError::TooLarge { .. }) => full += 1,
@@ -28,7 +29,7 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
         if random.below(3) > 0 {
             heap.flush().unwrap();
             commits += 1;
-            assert_eq!(Model::of(&heap.snapshot()), model, "seed {seed}");
+            assert_eq!(Model::of(&heap.snapshot()).unwrap(), model, "seed {seed}");
         }
         if std::env::var("HEAP_AUDIT").is_ok() {
             let audit = heap.audit().unwrap();
@@ -42,7 +43,7 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
             1 if !held.is_empty() => {
                 let (snapshot, model): (_, Model) =
                     held.swap_remove(random.below(held.len() as u64) as usize);
-                assert_eq!(Model::of(&snapshot), model, "seed {seed}: a held snapshot");
+                assert_eq!(Model::of(&snapshot).unwrap(), model, "seed {seed}: a held snapshot");
             }
             2 => heap.checkpoint().unwrap(),
             3 | 4 => drop(heap.maintain(random.below(20)).unwrap()),
@@ -61,7 +62,7 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
                     (&[][..], &[][..]),
                     "seed {seed}: after open"
                 );
-                assert_eq!(Model::of(&heap.snapshot()), model, "seed {seed}: after open");
+                assert_eq!(Model::of(&heap.snapshot()).unwrap(), model, "seed {seed}: after open");
             }
             _ => {}
         }
@@ -69,9 +70,9 @@ fn history(seed: u64, key: &Key, length: usize, reach: u64) -> (u64, u64) {
     heap.flush().unwrap();
     let audit = heap.audit().unwrap();
     assert_eq!((&audit.lost[..], &audit.damaged[..]), (&[][..], &[][..]), "seed {seed}: at the end");
-    assert_eq!(Model::of(&heap.snapshot()), model);
+    assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
     for (snapshot, model) in held {
-        assert_eq!(Model::of(&snapshot), model, "seed {seed}: a held snapshot");
+        assert_eq!(Model::of(&snapshot).unwrap(), model, "seed {seed}: a held snapshot");
     }
     // Nothing leaks: with everything deleted, all slots but the heap's own come back.
     let mut ops: Vec<Op> = model.spaces.keys().map(|space| Op::Delete(*space)).collect();
@@ -126,11 +127,11 @@ fn a_full_medium_refuses_and_goes_on_when_space_is_freed() {
     };
     assert!(matches!(refused, CommitError::Full { .. }), "{refused}");
     assert!(number > 150, "only {number} pages fit");
-    assert_eq!(Model::of(&heap.snapshot()), model);
+    assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
     // Overwriting needs room too, which is refused and leaves no trace; small ones go on.
     let ops: Vec<Op> = (0..200).map(|page| Op::Page(1, page, 7)).collect();
     assert!(matches!(with_batch(&ops, |batch| heap.commit(batch)), Err(CommitError::Full { .. })));
-    assert_eq!(Model::of(&heap.snapshot()), model);
+    assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
     let ops = [Op::Delete(1)];
     model.apply(&ops);
     with_batch(&ops, |batch| heap.commit(batch)).unwrap();
@@ -139,10 +140,10 @@ fn a_full_medium_refuses_and_goes_on_when_space_is_freed() {
         model.apply(&ops);
         with_batch(&ops, |batch| heap.commit(batch)).unwrap();
     }
-    assert_eq!(Model::of(&heap.snapshot()), model);
+    assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
     drop(heap);
     let (heap, _) = Heap::open(Box::new(media), &key(), &OpenOptions::default()).unwrap();
-    assert_eq!(Model::of(&heap.snapshot()), model);
+    assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
 }
 
 #[test]
@@ -164,7 +165,7 @@ fn changes_since_an_epoch_are_told() {
     assert_eq!(later.changed_since(cut, SpaceId(1)), Some(vec![0]));
     assert_eq!(snapshot.epoch(), 3);
     let pages: BTreeMap<u64, u64> = [(5, 2), (7, 3)].into();
-    assert_eq!(Model::of(&snapshot).spaces[&1], (100, pages));
+    assert_eq!(Model::of(&snapshot).unwrap().spaces[&1], (100, pages));
     let mut page = [0; PAGE];
     snapshot.read_page(SpaceId(1), 5, &mut page).unwrap();
     assert!(page == content(2));

@@ -7,7 +7,9 @@ use heap::{
     Heap, Key, MIN_MEDIA, MediaId, MediaKind, MemMedia, OpenError, OpenOptions, Owner, ReadError, Recovery,
     SpaceId,
 };
-use support::{Model, Op, Random, create, key, ops, with_batch};
+use support::{Bounds, Model, Op, Random, create, key, ops, with_batch};
+
+const BOUNDS: Bounds = Bounds { spaces: 4, keys: 6, near: 8, reach: 200, value: 20_000, long: 32 };
 
 const RING: usize = 4 * 4096;
 
@@ -31,7 +33,7 @@ fn images(key: &Key) -> (Vec<Vec<u8>>, Model) {
     let mut images = Vec::new();
     let mut random = Random(3);
     for round in 0..12 {
-        let ops = ops(&mut random, 8, 200);
+        let ops = ops(&mut random, 8, &BOUNDS);
         with_batch(&ops, |batch| heap.commit(batch)).unwrap();
         model.apply(&ops);
         if round == 8 {
@@ -137,7 +139,7 @@ fn one_superblock_copy_is_enough_and_is_repaired() {
             let (heap, recovery) =
                 Heap::open(Box::new(media.clone()), &key(), &OpenOptions::default()).unwrap();
             assert_eq!(recovery.superblock_repaired, repaired);
-            assert_eq!(Model::of(&heap.snapshot()), model);
+            assert_eq!(Model::of(&heap.snapshot()).unwrap(), model);
         }
     }
     let none = zeroed(&flipped(bytes, 100, 0), 4096..4608);
