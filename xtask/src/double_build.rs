@@ -198,13 +198,13 @@ struct Varied {
 }
 
 /// Runs in namespaces for mounts and host name, as root. Arguments: the folder, then the command. The last line gives the
-/// command the file system of the build root's Debian, by its bubblewrap, and one processor less where there are two or more.
+/// command the file system of the build root's Debian, by its bubblewrap.
 const AS_ANOTHER_USER: &str = r#"
 set -e
 base=$1; shift
 hostname elsewhere
-mkdir "$base/rustup" "$base/cargo" "$base/debian"
-mount --bind "$RUSTUP_HOME" "$base/rustup"
+mkdir "$base/rust" "$base/cargo" "$base/debian"
+mount --bind "$RUST" "$base/rust"
 mount --bind "$CARGO_HOME" "$base/cargo"
 mount --bind "$DEBIAN" "$base/debian"
 if [ -n "$DISORDERED" ]; then disorderfs --quiet --multi-user=yes --shuffle-dirents=yes "$base/files" "$base/another place"; fi
@@ -249,19 +249,19 @@ impl Varied {
     fn command(&self, words: &[String]) -> Result<Command> {
         let program = self.base.join("redoubt");
         std::fs::copy(tools::binary("redoubt"), &program)?;
-        let home = |name: &str, default: &str| {
-            let home = std::env::var_os("HOME").map(PathBuf::from).unwrap_or_default();
-            std::env::var_os(name).map_or_else(|| home.join(default), PathBuf::from)
-        };
-        let (rustup, cargo) = (home("RUSTUP_HOME", ".rustup"), home("CARGO_HOME", ".cargo"));
-        let inner = |rustup: &Path, cargo: &Path| {
+        let sysroot = tools::output(tools::command("rustc").args(["--print", "sysroot"]))?;
+        let rust = PathBuf::from(sysroot.trim()).canonicalize().context("the Rust toolchain is not there")?;
+        let cargo = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+        let cargo = cargo.or_else(home).context("no place for cargo's files: set HOME or CARGO_HOME")?;
+        let inner = |rust: &Path, cargo: &Path| {
             let path = std::env::var("PATH").unwrap_or_default();
             let variables = [
                 ("HOME", self.base.join("cache").display().to_string()),
-                ("PATH", format!("{}:{path}", cargo.join("bin").display())),
-                ("RUSTUP_HOME", rustup.display().to_string()),
+                ("PATH", format!("{}:{path}", rust.join("bin").display())),
                 ("CARGO_HOME", cargo.display().to_string()),
                 ("REDOUBT_CACHE", self.base.join("cache").display().to_string()),
+                ("CARGO_NET_OFFLINE", "true".to_owned()),
                 ("LC_ALL", "C.UTF-8".to_owned()),
                 ("TZ", "America/St_Johns".to_owned()),
                 ("MAKEFLAGS", "-k".to_owned()),
@@ -276,15 +276,15 @@ impl Varied {
             line
         };
         if !self.has("user") {
-            let line = inner(&rustup, &cargo);
+            let line = inner(&rust, &cargo);
             let mut command = Command::new(&line[0]);
             command.args(&line[1..]);
             return Ok(command);
         }
         let mut command = Command::new("unshare");
         command.args(["--mount", "--uts", "sh", "-c", AS_ANOTHER_USER, "sh"]).arg(&self.base);
-        command.args(inner(&self.base.join("rustup"), &self.base.join("cargo")));
-        command.env("OTHER_USER", USER).env("RUSTUP_HOME", rustup).env("CARGO_HOME", cargo);
+        command.args(inner(&self.base.join("rust"), &self.base.join("cargo")));
+        command.env("OTHER_USER", USER).env("RUST", rust).env("CARGO_HOME", cargo);
         command.env("DEBIAN", build_root()?);
         command.env("DISORDERED", if self.has("order of files") { "1" } else { "" });
         Ok(command)
