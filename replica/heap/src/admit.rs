@@ -143,7 +143,6 @@ impl Heap {
         }
         Err(CommitError::Full { needed: needed(self), free: self.writer.slots.available() })
     }
-
 }
 
 fn check(batch: &Batch<'_>) -> Result<(), InvalidBatch> {

@@ -1,6 +1,6 @@
 //! Taking what was committed into the state in RAM.
 
-use std::collections::{btree_map, hash_map};
+use std::collections::btree_map;
 use std::sync::PoisonError;
 
 use super::catalog::{self, space_key, trash_key};
@@ -49,12 +49,7 @@ impl Heap {
                     } else {
                         length = Some((*space, current));
                     }
-                    match recent.pages.entry((*space, *page)) {
-                        hash_map::Entry::Occupied(mut entry) => entry.get_mut().push(epoch, *reference),
-                        hash_map::Entry::Vacant(entry) => {
-                            entry.insert(Versions::new(epoch, *reference));
-                        }
-                    }
+                    recent.pages.push((*space, *page), epoch, *reference);
                     history.wrote(epoch, *space, *page);
                 }
                 Change::Resize { space, pages } => {
@@ -140,7 +135,6 @@ impl Heap {
         }
         Ok(())
     }
-
 }
 
 fn push<K: Ord, T>(entry: btree_map::Entry<'_, K, Versions<T>>, epoch: u64, value: T) {
@@ -151,4 +145,3 @@ fn push<K: Ord, T>(entry: btree_map::Entry<'_, K, Versions<T>>, epoch: u64, valu
         }
     }
 }
-

@@ -75,7 +75,7 @@ impl Heap {
         }
         for recent in self.live.layers() {
             let recent = recent.read();
-            for ((space, _), versions) in &recent.pages {
+            for ((space, _), versions) in recent.pages.iter() {
                 let all = versions.replaced().chain([versions.last()]);
                 all.filter_map(|one| one.some())
                     .for_each(|one| visit(&Owner::Space(SpaceId(*space)), Ok(one)));

@@ -8,6 +8,7 @@ use super::mutants::{self, Mutant};
 use super::node::{Tree, Value};
 use super::radix;
 use super::ring::Place;
+use super::seal::Key;
 use super::superblock::Superblock;
 use super::writer::Writer;
 
@@ -80,6 +81,7 @@ impl Heap {
             self.publish();
             self.checkpoint_whole()?;
         }
+        self.writer.slots.release(self.writer.store.pins.oldest(), usize::MAX);
         Ok(())
     }
 
@@ -153,6 +155,36 @@ impl Heap {
         self.log.tail = checkpoint.log.at;
         self.publish();
         Ok(())
+    }
+
+    /// Puts the heap under another key, while it goes on. When this returns, the former one opens it no more; after
+    /// a crash before that, either of them does: see [`OpenOptions::former`](super::OpenOptions::former).
+    ///
+    /// The data itself is sealed under a random key that stands wrapped in the superblock, and stays as it is: who
+    /// had the former key *and* an image from its time can read what is written later, too. Against that, copy the
+    /// content to a new medium.
+    pub fn rekey(&mut self, key: &Key) -> Result<(), CommitError> {
+        if key.sealed() != self.key.sealed() {
+            return Err(CommitError::KeyKind);
+        }
+        self.flush()?;
+        self.put_under(key).map_err(|error| self.poison(error))
+    }
+
+    pub(crate) fn put_under(&mut self, key: &Key) -> Result<(), WriteError> {
+        let lost = WriteError::Fault("the data key cannot be unwrapped");
+        let data_key = self.key.unwrap(&self.superblock.data_key).ok_or(lost)?;
+        let superblock = Superblock {
+            key: key.id(),
+            data_key: key.wrap(&data_key)?,
+            generation: self.superblock.generation + 1,
+            ..self.superblock
+        };
+        self.key = key.clone();
+        // The copy written last must be durable before the other is touched.
+        self.writer.store.media.fence()?;
+        self.write_superblock(superblock)?;
+        Ok(self.writer.store.media.fence()?)
     }
 
     /// Replaces both superblock copies, one after the other. The second rides on the next fence.

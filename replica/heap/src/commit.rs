@@ -10,6 +10,9 @@ use super::superblock::encode_watermark;
 use super::writer::Writer;
 use crate::media::MemMedia;
 
+/// Slots that one commit frees at most.
+const RELEASED: usize = 4096;
+
 impl Heap {
     /// Writes pages and record, and applies them.
     pub(crate) fn write(&mut self, batch: &Batch<'_>) -> Result<u64, WriteError> {
@@ -104,13 +107,11 @@ impl Heap {
             Some(fold) => self.published.catalog = fold.before.clone(),
             None => self.writer.slots.publish(),
         }
-        self.writer.slots.release(self.writer.store.pins.oldest());
+        self.writer.slots.release(self.writer.store.pins.oldest(), RELEASED);
     }
-
 }
 
 fn is_zero(page: &Page) -> bool {
     // Most pages differ from zero early on.
     page.chunks_exact(64).all(|line| line.iter().fold(0, |sum, byte| sum | byte) == 0)
 }
-

@@ -145,6 +145,9 @@ pub enum CommitError {
         /// Bytes of log there are.
         capacity: u64,
     },
+    /// A sealed heap cannot become a plain one, nor the other way round. Nothing changed.
+    #[error("the heap is sealed and the new key is plain, or the other way round; copy the content instead")]
+    KeyKind,
     /// The medium failed during this commit. The heap refuses further commits. Whether this one became
     /// durable is known only after the next open.
     #[error("the medium failed during the commit; open the heap again to learn whether it became durable")]

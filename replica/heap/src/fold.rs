@@ -71,7 +71,7 @@ impl Heap {
             changes.lengths.iter().map(|(space, versions)| (*space, Some(*versions.last()))).collect();
         let mut pages: Vec<(u64, u64, Ref)> = Vec::with_capacity(changes.pages.len());
         let slots = &mut self.writer.slots;
-        for ((space, page), versions) in &changes.pages {
+        for ((space, page), versions) in changes.pages.iter() {
             if pages.last().is_none_or(|(last, ..)| last != space) {
                 spaces.entry(*space).or_default();
             }
@@ -134,12 +134,7 @@ impl Heap {
             |writer, value| {
                 let Value::Space { pages: length, tree } = value else { return Ok(()) };
                 *length = grown.unwrap_or(*length);
-                for (_, page, reference) in pages {
-                    if let Some(old) = radix::set(writer, tree, *page, reference.some())? {
-                        writer.disown(old.slot())?;
-                    }
-                }
-                Ok(())
+                radix::set_many(writer, tree, pages)
             },
         )
     }
@@ -153,7 +148,7 @@ impl Heap {
             Some(Meta::Blob { length, pages }) => {
                 let mut tree = Tree::default();
                 for (page, reference) in (0..).zip(pages) {
-                    radix::set(writer, &mut tree, page, Some(*reference))?;
+                    radix::set(writer, &mut tree, page, *reference)?;
                 }
                 catalog::insert(writer, catalog, &key, Value::Blob { length: *length, tree })?
             }

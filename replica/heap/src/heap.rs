@@ -115,8 +115,12 @@ impl Heap {
             height,
             root: root.some().map_or(super::node::Child::None, super::node::Child::Stored),
         };
-        let view =
-            View { epoch: superblock.epoch, catalog: tree(superblock.catalog), recent: Arc::default(), aside: None };
+        let view = View {
+            epoch: superblock.epoch,
+            catalog: tree(superblock.catalog),
+            recent: Arc::default(),
+            aside: None,
+        };
         Self {
             writer,
             key,

@@ -1,6 +1,6 @@
 //! Which pages the latest commits wrote, for readers that refresh a copy.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 /// Page writes remembered; 1.5 MiB.
 const LIMIT: usize = 1 << 16;
@@ -45,5 +45,37 @@ impl History {
         pages.sort_unstable();
         pages.dedup();
         Some(pages)
+    }
+
+    /// All pages written after `from` and not after `to`; `None` if that is not known any more.
+    pub(crate) fn changes(&self, from: u64, to: u64) -> Option<Changes> {
+        if from < self.since {
+            return None;
+        }
+        let mut pages: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for (epoch, space, page) in self.writes.iter().rev().take_while(|(epoch, ..)| *epoch > from) {
+            if *epoch <= to {
+                pages.entry(*space).or_default().push(*page);
+            }
+        }
+        for pages in pages.values_mut() {
+            pages.sort_unstable();
+            pages.dedup();
+        }
+        let broken = self.breaks.iter().filter(|(_, at)| **at > from).map(|(space, _)| *space).collect();
+        Some(Changes { pages, broken })
+    }
+}
+
+/// What was written between two epochs.
+pub(crate) struct Changes {
+    pages: BTreeMap<u64, Vec<u64>>,
+    broken: HashSet<u64>,
+}
+
+impl Changes {
+    /// Pages of a space; `None` if it was cut, deleted or copied over.
+    pub(crate) fn of(&self, space: u64) -> Option<&[u64]> {
+        (!self.broken.contains(&space)).then(|| self.pages.get(&space).map_or(&[][..], Vec::as_slice))
     }
 }

@@ -48,16 +48,52 @@ pub(crate) fn get(store: &Store, tree: &Tree, page: u64) -> Result<Option<Ref>, 
     Ok(None)
 }
 
-/// Sets the reference of a page and gives the earlier one.
-pub(crate) fn set(
+/// Sets the reference of a page that had none.
+pub(crate) fn set(writer: &mut Writer, tree: &mut Tree, page: u64, reference: Ref) -> Result<(), WriteError> {
+    lowest(writer, tree, page)?[index(page, 1)] = reference;
+    Ok(())
+}
+
+/// Sets the references of pages, which are given with their space and in ascending order, and gives up those
+/// that they had.
+pub(crate) fn set_many(
     writer: &mut Writer,
     tree: &mut Tree,
-    page: u64,
-    reference: Option<Ref>,
-) -> Result<Option<Ref>, WriteError> {
-    if reference.is_none() && get(&writer.store, tree, page)?.is_none() {
-        return Ok(None);
+    pages: &[(u64, u64, Ref)],
+) -> Result<(), WriteError> {
+    for near in pages.chunk_by(|(_, one, _), (_, other, _)| one / FAN as u64 == other / FAN as u64) {
+        let Some((_, first, _)) = near.first() else { continue };
+        // No node is made to say that there is nothing.
+        if near.iter().all(|(.., reference)| reference.is_none()) && !has_lowest(writer, tree, *first)? {
+            continue;
+        }
+        let references = lowest(writer, tree, *first)?;
+        for (_, page, reference) in near {
+            let old = std::mem::replace(&mut references[index(*page, 1)], *reference);
+            if !old.is_none() {
+                writer.disown(old.slot())?;
+            }
+        }
     }
+    Ok(())
+}
+
+/// Whether there is a lowest node with a place for a page.
+fn has_lowest(writer: &Writer, tree: &Tree, page: u64) -> Result<bool, ReadError> {
+    if !covers(tree.height, page) {
+        return Ok(false);
+    }
+    let mut child = tree.root.clone();
+    for level in (2..=tree.height).rev() {
+        let Some(node) = writer.node(&child, kind(level))? else { return Ok(false) };
+        let Body::Inner(children) = &node.body else { return Ok(false) };
+        child = children[index(page, level)].clone();
+    }
+    Ok(child.slot().is_some())
+}
+
+/// The references of the lowest node with a place for a page, which is made if there is none.
+fn lowest<'a>(writer: &mut Writer, tree: &'a mut Tree, page: u64) -> Result<&'a mut [Ref; FAN], WriteError> {
     while !covers(tree.height, page) || tree.height == 0 {
         if !matches!(tree.root, Child::None) {
             let mut children = vec![Child::None; FAN];
@@ -70,10 +106,7 @@ pub(crate) fn set(
     let mut child = &mut tree.root;
     loop {
         match writer.own(child, kind(level))? {
-            Body::Pages(references) => {
-                let place = &mut references[index(page, 1)];
-                return Ok(std::mem::replace(place, reference.unwrap_or(Ref::NONE)).some());
-            }
+            Body::Pages(references) => return Ok(references),
             Body::Inner(children) => child = &mut children[index(page, level)],
             _ => return Err(WriteError::Fault("a catalog node in a radix tree")),
         }

@@ -1,7 +1,7 @@
 //! What was committed since the index last took it in: versions by epoch, shared by the writer and the
 //! snapshots, so that a commit changes no index node and a snapshot copies nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -61,7 +61,42 @@ impl Hasher for Mix {
     }
 }
 
-type Pages = HashMap<(u64, u64), Versions<Ref>, BuildHasherDefault<Mix>>;
+/// Versions of pages, by space and number: a small table that finds them, and they themselves in a row.
+#[derive(Default)]
+pub(crate) struct Pages {
+    places: HashMap<(u64, u64), u32, BuildHasherDefault<Mix>>,
+    entries: Vec<((u64, u64), Versions<Ref>)>,
+}
+
+impl Pages {
+    pub(crate) fn push(&mut self, page: (u64, u64), epoch: u64, reference: Ref) {
+        // As many as that do not fit into RAM.
+        let end = self.entries.len() as u32;
+        match self.places.entry(page) {
+            hash_map::Entry::Occupied(place) => {
+                if let Some((_, versions)) = self.entries.get_mut(*place.get() as usize) {
+                    versions.push(epoch, reference);
+                }
+            }
+            hash_map::Entry::Vacant(place) => {
+                place.insert(end);
+                self.entries.push((page, Versions::new(epoch, reference)));
+            }
+        }
+    }
+
+    pub(crate) fn get(&self, page: &(u64, u64)) -> Option<&Versions<Ref>> {
+        self.entries.get(*self.places.get(page)? as usize).map(|(_, versions)| versions)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &((u64, u64), Versions<Ref>)> {
+        self.entries.iter()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
 
 #[derive(Default)]
 pub(crate) struct Changes {
@@ -88,7 +123,8 @@ impl Recent {
     /// The same place, empty.
     pub(crate) fn cleared(self) -> Self {
         let mut changes = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        changes.pages.clear();
+        changes.pages.places.clear();
+        changes.pages.entries.clear();
         changes.lengths.clear();
         changes.metas.clear();
         Self(RwLock::new(changes))

@@ -16,7 +16,7 @@ pub(crate) enum Change {
 }
 
 /// A metadata value.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Meta {
     Inline(Vec<u8>),
     Blob { length: u64, pages: Vec<Ref> },

@@ -32,6 +32,11 @@ pub struct OpenOptions {
     /// Refuse a heap that ends before this epoch: a number that the caller keeps where the owner of the
     /// medium cannot rewind it. Without one, an older image of the whole medium is not detectable.
     pub at_least: Option<u64>,
+    /// The key that the caller had before: a medium under it is opened, and put under the given one.
+    pub former: Option<Key>,
+    /// Show what can be read even if commits that were durable cannot: [`Recovery::lost`] says which. For
+    /// rescuing data from a copy, never for going on: what is lost has been acknowledged.
+    pub salvage: bool,
 }
 
 /// What was found at open.
@@ -51,6 +56,11 @@ pub struct Recovery {
     pub grown: u64,
     /// The epoch was checked against an anchor. If not, a rollback of the whole medium would go unnoticed.
     pub anchored: bool,
+    /// The medium was under [`OpenOptions::former`] and is under the given key now.
+    pub rekeyed: bool,
+    /// The last commit known to have been durable, if it and others before it cannot be read. Only with
+    /// [`OpenOptions::salvage`].
+    pub lost: Option<u64>,
 }
 
 impl From<WriteError> for OpenError {
@@ -87,7 +97,8 @@ impl Heap {
         if !mutants::on(Mutant::OpenFenceDropped) {
             media.fence()?;
         }
-        let (superblock, stale) = match head(media.as_ref(), key)? {
+        let former = options.former.as_ref().filter(|former| former.sealed() == key.sealed());
+        let (superblock, stale) = match head(media.as_ref(), key, former)? {
             Head::Current(superblock, stale) => (*superblock, stale),
             Head::New => {
                 anchor(0, options)?;
@@ -103,20 +114,23 @@ impl Heap {
                     superblock_repaired: false,
                     grown: 0,
                     anchored: options.at_least.is_some(),
+                    rekeyed: false,
+                    lost: None,
                 };
                 return Ok((heap, recovery));
             }
         };
-        let found = examine(media.as_ref(), key, &superblock, options)?;
+        let under = former.filter(|former| former.id() == superblock.key).unwrap_or(key);
+        let found = examine(media.as_ref(), under, &superblock, options)?;
         let mut superblock = superblock;
         if let Some(copy) = stale.filter(|_| !mutants::on(Mutant::SuperblockNotRepaired)) {
-            media.write(SUPERBLOCKS[copy], &superblock.encode(key))?;
+            media.write(SUPERBLOCKS[copy], &superblock.encode(under))?;
         }
         let grown = media.len() - superblock.length;
         superblock.length = media.len();
         let geometry = Geometry::new(media.len(), superblock.ring, superblock.alignment.into());
         let store = Arc::new(Store::new(media, geometry, found.sealer, superblock.epoch));
-        let mut heap = assemble(store, key, superblock, Log::new(found.end, superblock.log.at))?;
+        let mut heap = assemble(store, under, superblock, Log::new(found.end, superblock.log.at))?;
         let references = found.commits.iter().flatten().flat_map(Change::references);
         let Writer { store, slots, .. } = &mut heap.writer;
         slots.take_logged(store, references.map(Ref::slot))?;
@@ -141,7 +155,12 @@ impl Heap {
             superblock_repaired: stale.is_some(),
             grown,
             anchored: options.at_least.is_some(),
+            rekeyed: under.id() != key.id(),
+            lost: found.lost,
         };
+        if recovery.rekeyed {
+            heap.put_under(key)?;
+        }
         Ok((heap, recovery))
     }
 
@@ -181,12 +200,16 @@ enum Head {
     Current(Box<Superblock>, Option<usize>),
 }
 
-fn head(media: &dyn Media, key: &Key) -> Result<Head, OpenError> {
+fn head(media: &dyn Media, key: &Key, former: Option<&Key>) -> Result<Head, OpenError> {
     let mut bytes = [[0; SUPERBLOCK]; 2];
     media.read(SUPERBLOCKS[0], &mut bytes[0])?;
     media.read(SUPERBLOCKS[1], &mut bytes[1])?;
-    let first = Copy::parse(&bytes[0], key);
-    let second = if bytes[0] == bytes[1] { first } else { Copy::parse(&bytes[1], key) };
+    let parse = |bytes| match (Copy::parse(bytes, key), former.map(|former| Copy::parse(bytes, former))) {
+        (Copy::OtherKey(_) | Copy::Damaged, Some(valid @ Copy::Valid(_))) => valid,
+        (copy, _) => copy,
+    };
+    let first = parse(&bytes[0]);
+    let second = if bytes[0] == bytes[1] { first } else { parse(&bytes[1]) };
     let copies = [first, second];
     for (back, _) in [1, 0].into_iter().zip(copies).filter(|(_, copy)| *copy == Copy::Damaged) {
         mutants::refused(back, false);
@@ -278,6 +301,7 @@ struct Found {
     pub(crate) epoch: u64,
     pub(crate) end: Place,
     pub(crate) torn: bool,
+    lost: Option<u64>,
     next_cell: usize,
 }
 
@@ -305,7 +329,10 @@ fn examine(
             mutants::refused(0, false);
         }
     }
-    let acknowledged = cells.into_iter().flatten().max().ok_or(OpenError::WatermarksDamaged)?;
+    let acknowledged = match cells.into_iter().flatten().max() {
+        None if options.salvage => superblock.epoch,
+        acknowledged => acknowledged.ok_or(OpenError::WatermarksDamaged)?,
+    };
     let next_cell = usize::from(cells[0] == Some(acknowledged));
     let acknowledged = acknowledged.max(superblock.epoch);
 
@@ -324,12 +351,13 @@ fn examine(
     }
     let end = tail.commits.last().map_or(superblock.log, |(_, end)| *end);
     let epoch = superblock.epoch + tail.commits.len() as u64;
-    if epoch < acknowledged {
+    let lost = (epoch < acknowledged).then_some(acknowledged);
+    if lost.is_some() && !options.salvage {
         return Err(OpenError::LogDamaged { offset: RING + end.at % geometry.ring, epoch, acknowledged });
     }
     anchor(epoch, options)?;
     let commits = tail.commits.into_iter().map(|(changes, _)| changes).collect();
-    Ok(Found { sealer, commits, epoch, end, torn: tail.torn, next_cell })
+    Ok(Found { sealer, commits, epoch, end, torn: tail.torn, lost, next_cell })
 }
 
 /// The commits in the log, each with the place after it.

@@ -72,7 +72,12 @@ impl Key {
         Self(Protection::Plain)
     }
 
-    pub(crate) fn id(&self) -> KeyId {
+    pub(crate) fn sealed(&self) -> bool {
+        matches!(self.0, Protection::Sealed(_))
+    }
+
+    /// Its public name.
+    pub fn id(&self) -> KeyId {
         match &self.0 {
             Protection::Plain => KeyId([0; 16]),
             Protection::Sealed(wrapping) => wrapping.id,

@@ -8,6 +8,7 @@ use super::block::Ref;
 use super::catalog::{self, meta_key, space_key};
 use super::error::ReadError;
 use super::heap::View;
+use super::history::Changes;
 use super::node::{Tree, Value};
 use super::radix;
 use super::recent::Recent;
@@ -132,7 +133,7 @@ impl Snapshot {
         let view = &self.0.view;
         let mut recent = BTreeMap::new();
         for layer in view.layers().rev() {
-            for ((of, page), versions) in &layer.read().pages {
+            for ((of, page), versions) in layer.read().pages.iter() {
                 if *of == space
                     && *page >= from
                     && let Some(reference) = versions.at(view.epoch)
@@ -168,7 +169,7 @@ impl Snapshot {
         let recent = view.layers().find_map(of);
         match recent {
             Some(None) => Ok(None),
-            Some(Some(value)) => self.recent_meta(value).map(Some),
+            Some(Some(value)) => self.value(value).map(Some),
             None => match catalog::get(&self.0.store, &view.catalog, &meta_key(key))? {
                 Some(value) => self.indexed_meta(&value),
                 None => Ok(None),
@@ -208,17 +209,10 @@ impl Snapshot {
         }
         for (key, value) in recent {
             if let Some(value) = value {
-                found.insert(key, self.recent_meta(value)?);
+                found.insert(key, self.value(value)?);
             }
         }
         Ok(found.into_iter().collect())
-    }
-
-    fn recent_meta(&self, value: Meta) -> Result<Vec<u8>, ReadError> {
-        match value {
-            Meta::Inline(bytes) => Ok(bytes),
-            Meta::Blob { length, pages } => self.join(length, pages.into_iter()),
-        }
     }
 
     fn indexed_meta(&self, value: &Value) -> Result<Option<Vec<u8>>, ReadError> {
@@ -249,5 +243,60 @@ impl Snapshot {
     pub fn changed_since(&self, epoch: u64, space: SpaceId) -> Option<Vec<u64>> {
         let history = self.0.store.history.read().unwrap_or_else(PoisonError::into_inner);
         history.changed(epoch, self.epoch(), space.0)
+    }
+
+    /// All pages that were written after `epoch`.
+    pub(crate) fn changes_since(&self, epoch: u64) -> Option<Changes> {
+        let history = self.0.store.history.read().unwrap_or_else(PoisonError::into_inner);
+        history.changes(epoch, self.epoch())
+    }
+
+    /// References of some pages; of a page of zeros the empty one.
+    pub(crate) fn locate_all(&self, space: u64, pages: &[u64]) -> Result<Vec<(u64, Ref)>, ReadError> {
+        let of = |page: &u64| Ok((*page, self.locate(space, *page)?.unwrap_or(Ref::NONE)));
+        pages.iter().map(of).collect()
+    }
+
+    /// Reads what a reference names.
+    pub(crate) fn read(&self, reference: &Ref, into: &mut Page) -> Result<(), ReadError> {
+        self.0.store.read(reference, into)
+    }
+
+    /// All metadata, ascending, as it is stored.
+    pub(crate) fn metas(&self) -> Result<Vec<(Vec<u8>, Meta)>, ReadError> {
+        let view = &self.0.view;
+        let mut found = BTreeMap::new();
+        let mut blobs = Vec::new();
+        catalog::scan(&self.0.store, &view.catalog, b"m", &mut |key, value| {
+            let Some((b'm', key)) = key.split_first() else { return false };
+            match value {
+                Value::Inline(bytes) => drop(found.insert(key.to_vec(), Some(Meta::Inline(bytes.to_vec())))),
+                Value::Blob { length, tree } => blobs.push((key.to_vec(), *length, tree.clone())),
+                Value::Space { .. } | Value::Trash(_) | Value::Count(_) => {}
+            }
+            true
+        })?;
+        for (key, length, tree) in blobs {
+            let mut pages = Vec::new();
+            radix::present(&self.0.store, &tree, 0, usize::MAX, &mut pages)?;
+            let pages = pages.into_iter().map(|(_, reference)| reference).collect();
+            found.insert(key, Some(Meta::Blob { length, pages }));
+        }
+        for layer in view.layers().rev() {
+            for (key, versions) in &layer.read().metas {
+                if let Some(value) = versions.at(view.epoch) {
+                    found.insert(key.clone(), value.clone());
+                }
+            }
+        }
+        Ok(found.into_iter().filter_map(|(key, value)| Some((key, value?))).collect())
+    }
+
+    /// The bytes of a metadata value.
+    pub(crate) fn value(&self, value: Meta) -> Result<Vec<u8>, ReadError> {
+        match value {
+            Meta::Inline(bytes) => Ok(bytes),
+            Meta::Blob { length, pages } => self.join(length, pages.into_iter()),
+        }
     }
 }

@@ -37,7 +37,9 @@ fn memory() -> Vec<Page> {
 
 fn shared(path: &Path, length: usize) -> Result<Box<dyn Media>, Failure> {
     std::fs::File::create_new(path)?.set_len(length as u64)?;
-    Ok(Box::new(BarMedia::open(path)?))
+    let media = BarMedia::open(path)?;
+    media.prefault()?;
+    Ok(Box::new(media))
 }
 
 fn create(media: Box<dyn Media>, key: &Key) -> Result<Heap, Failure> {
@@ -63,7 +65,7 @@ fn commits(rows: &mut Vec<Value>) -> Result<(), Failure> {
     for (key, name) in [(Key::plain(), "plain"), (Key::new([7; 32]), "sealed")] {
         let scratch = Scratch::new(Path::new(SHARED), name);
         let mut heap = create(shared(&scratch.0, MEDIUM)?, &key)?;
-        // Around the medium, so that all of it was written before.
+        // Around the medium, so that slots are reused and checkpoints come as they do later.
         let all: Vec<usize> = (0..MEMORY).collect();
         for _ in 0..2 * MEDIUM / PAGE / MEMORY {
             all.chunks(1000).try_for_each(|pages| commit(&mut heap, &memory, pages))?;

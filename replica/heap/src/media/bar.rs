@@ -8,7 +8,7 @@ use std::path::Path;
 use nix::sys::statfs::{SYSFS_MAGIC, TMPFS_MAGIC, fstatfs};
 
 use super::mapping::Mapping;
-use super::{LINE, Media, MediaError, MediaKind, range};
+use super::{LINE, Media, MediaError, MediaKind, lines, range};
 use crate::batch::Page;
 use crate::checksum::PageSum;
 
@@ -47,24 +47,15 @@ impl BarMedia {
         let mapping = Mapping::new(&file, length).map_err(|source| failed("map the BAR", source))?;
         Ok(Self { mapping, kind })
     }
+
+    /// Takes all of the memory now, as a device has it from the beginning. Costs what the medium is long.
+    pub fn prefault(&self) -> Result<(), MediaError> {
+        self.mapping.prefault().map_err(|source| failed("prefault the shared memory", source))
+    }
 }
 
 fn failed(action: impl Into<String>, source: io::Error) -> MediaError {
     MediaError::new(action, 0, 0, source)
-}
-
-/// Like [`range`], and refuses what does not lie on whole cache lines.
-fn lines(
-    action: &str,
-    media: usize,
-    offset: u64,
-    length: usize,
-) -> Result<std::ops::Range<usize>, MediaError> {
-    let range = range(action, media, offset, length)?;
-    if range.start % LINE == 0 && length.is_multiple_of(LINE) {
-        return Ok(range);
-    }
-    Err(MediaError::new(action, offset, length, io::ErrorKind::InvalidInput.into()))
 }
 
 impl Media for BarMedia {

@@ -60,7 +60,7 @@ fn failed(action: &str, path: &Path, source: io::Error) -> MediaError {
 }
 
 /// Length in bytes; by seeking, since the metadata of a block device says 0.
-fn size(mut file: &File) -> io::Result<u64> {
+pub(super) fn size(mut file: &File) -> io::Result<u64> {
     file.seek(SeekFrom::End(0))
 }
 

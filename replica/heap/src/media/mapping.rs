@@ -4,9 +4,11 @@
 use std::fs::File;
 use std::io;
 use std::num::NonZeroUsize;
+use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::libc;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 
 use super::{LINE, stream};
 use crate::batch::{PAGE, Page};
@@ -31,11 +33,27 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     pub(super) fn new(file: &File, length: usize) -> io::Result<Self> {
+        Self::with(file, length, MapFlags::MAP_SHARED)
+    }
+
+    /// The same with MAP_SYNC, which the kernel refuses where stores alone are not durable.
+    pub(super) fn new_sync(file: &File, length: usize) -> io::Result<Self> {
+        Self::with(file, length, MapFlags::MAP_SHARED_VALIDATE | MapFlags::MAP_SYNC)
+    }
+
+    fn with(file: &File, length: usize, flags: MapFlags) -> io::Result<Self> {
         let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::UnexpectedEof)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let start = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file, 0) }?;
+        let start = unsafe { mmap(None, size, access, flags, file, 0) }?;
         Ok(Self { start: start.cast(), length })
+    }
+
+    /// Has the kernel map all of it now, and not page by page when it is first written.
+    pub(super) fn prefault(&self) -> io::Result<()> {
+        let advice = MmapAdvise::MADV_POPULATE_WRITE;
+        // SAFETY: the range is exactly the mapping; its content stays as it is.
+        Ok(unsafe { madvise(self.start.cast(), self.length, advice) }?)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -128,4 +146,18 @@ impl Drop for Mapping {
         // SAFETY: made by mmap with this length, and nothing refers to it any more. An error cannot be acted on.
         let _ = unsafe { munmap(self.start.cast(), self.length) };
     }
+}
+
+/// Whether a file's pages are persistent memory itself, by statx(2).
+pub(super) fn is_dax(file: &File) -> io::Result<bool> {
+    let mut found = std::mem::MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: an open descriptor, an empty path that says so, and room for the answer, which may be all zeros.
+    let found = unsafe {
+        let flags = libc::AT_EMPTY_PATH;
+        if libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, 0, found.as_mut_ptr()) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        found.assume_init()
+    };
+    Ok(found.stx_attributes & libc::STATX_ATTR_DAX as u64 != 0)
 }

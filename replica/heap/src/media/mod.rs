@@ -1,14 +1,18 @@
 //! Where a heap is stored.
 
 mod bar;
+mod dax;
 mod file;
 mod mapping;
 mod memory;
+mod overlay;
 pub(crate) mod stream;
 
 pub use bar::BarMedia;
+pub use dax::{DaxMedia, probe};
 pub use file::FileMedia;
 pub use memory::MemMedia;
+pub use overlay::ImageMedia;
 
 use std::io;
 
@@ -118,4 +122,18 @@ fn range(
     range
         .filter(|range| range.end <= media)
         .ok_or_else(|| MediaError::new(action, offset, length, io::ErrorKind::UnexpectedEof.into()))
+}
+
+/// Like [`range`], and refuses what does not lie on whole cache lines.
+fn lines(
+    action: &str,
+    media: usize,
+    offset: u64,
+    length: usize,
+) -> Result<std::ops::Range<usize>, MediaError> {
+    let range = range(action, media, offset, length)?;
+    if range.start % LINE == 0 && length.is_multiple_of(LINE) {
+        return Ok(range);
+    }
+    Err(MediaError::new(action, offset, length, io::ErrorKind::InvalidInput.into()))
 }

@@ -136,4 +136,3 @@ mod x86 {
         end(chains)
     }
 }
-

@@ -1,0 +1,237 @@
+//! The Merkle root of a committed state, kept up to date beside the heap.
+//!
+//! Nothing of it is done by a commit: whoever wants the root at some height gives [`Merkle::update`] the snapshot of
+//! that height, on any thread, and pays for what changed since the last one.
+
+use std::collections::BTreeMap;
+
+use super::batch::{PAGE, Page, SpaceId};
+use super::block::Ref;
+use super::error::ReadError;
+use super::record::Meta;
+use super::snapshot::Snapshot;
+
+/// A BLAKE3 hash.
+pub type Hash = [u8; 32];
+
+/// Stands for a page or a subtree that is all zeros.
+const NONE: Hash = [0; 32];
+const FAN: usize = PAGE / NONE.len();
+/// Levels of nodes above the pages: enough for the longest space.
+const LEVELS: usize = 6;
+
+/// Hashes of all pages and values of a snapshot, and the root over them: 64 bytes for each page that is not zeros.
+///
+/// Defined in `docs/HEAP.md`. The root depends on content alone: two heaps with equal spaces and metadata have
+/// equal roots, whatever their media, keys and histories.
+pub struct Merkle {
+    epoch: Option<u64>,
+    spaces: BTreeMap<u64, Space>,
+    values: BTreeMap<Vec<u8>, Value>,
+    root: Hash,
+    keys: Keys,
+}
+
+/// Keys that tell the kinds of nodes apart.
+struct Keys {
+    levels: [Hash; LEVELS],
+    root: Hash,
+}
+
+#[derive(Default)]
+struct Space {
+    pages: u64,
+    lowest: BTreeMap<u64, Lowest>,
+    upper: [BTreeMap<u64, Box<Node>>; LEVELS - 1],
+    root: Hash,
+}
+
+type Node = [Hash; FAN];
+
+/// Pages of a lowest node: what they were hashed from, and the hashes.
+struct Lowest {
+    references: Box<[Ref; FAN]>,
+    hashes: Box<Node>,
+}
+
+impl Default for Lowest {
+    fn default() -> Self {
+        Self { references: Box::new([Ref::NONE; FAN]), hashes: Box::new([NONE; FAN]) }
+    }
+}
+
+struct Value {
+    meta: Meta,
+    length: u64,
+    hash: Hash,
+}
+
+impl Default for Merkle {
+    fn default() -> Self {
+        let key = |name: &str, level: u8| blake3::derive_key(name, &[level]);
+        let levels = std::array::from_fn(|level| key("redoubt heap merkle node", level as u8));
+        let keys = Keys { levels, root: key("redoubt heap merkle root", 0) };
+        Self { epoch: None, spaces: BTreeMap::new(), values: BTreeMap::new(), root: NONE, keys }
+    }
+}
+
+impl Merkle {
+    /// Nothing hashed yet: the first update hashes everything.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The root at the last update.
+    pub fn root(&self) -> Hash {
+        self.root
+    }
+
+    /// Hashes what changed since the last update, and gives the root of the snapshot. After an error the next
+    /// update looks at everything again.
+    pub fn update(&mut self, snapshot: &Snapshot) -> Result<Hash, ReadError> {
+        self.update_from(snapshot, |_, _| None)
+    }
+
+    /// The same; `content` may give pages that the caller holds in RAM as the snapshot has them, which saves
+    /// reading them from the medium. Whoever gives other content gets another root.
+    pub fn update_from<'a>(
+        &mut self,
+        snapshot: &Snapshot,
+        content: impl Fn(SpaceId, u64) -> Option<&'a Page>,
+    ) -> Result<Hash, ReadError> {
+        let since = self.epoch.take();
+        let known = since.and_then(|since| snapshot.changes_since(since));
+        let lengths: BTreeMap<u64, u64> =
+            snapshot.spaces()?.into_iter().map(|(space, pages)| (space.0, pages)).collect();
+        self.spaces.retain(|space, _| lengths.contains_key(space));
+        for (number, pages) in &lengths {
+            let known = match &known {
+                Some(changes) if self.spaces.contains_key(number) => changes.of(*number),
+                _ => None,
+            };
+            let space = self.spaces.entry(*number).or_default();
+            space.pages = *pages;
+            let changed = match known {
+                Some(pages) => snapshot.locate_all(*number, pages)?,
+                None => space.compare(&snapshot.present(*number, 0, usize::MAX)?),
+            };
+            space.set(&self.keys, &changed, |page, reference, into| {
+                match content(SpaceId(*number), page) {
+                    Some(content) => Ok(blake3::hash(content)),
+                    None => snapshot.read(reference, into).map(|()| blake3::hash(into)),
+                }
+            })?;
+        }
+        self.update_values(snapshot)?;
+        self.root = self.compute();
+        self.epoch = Some(snapshot.epoch());
+        Ok(self.root)
+    }
+
+    fn update_values(&mut self, snapshot: &Snapshot) -> Result<(), ReadError> {
+        let mut old = std::mem::take(&mut self.values);
+        for (key, meta) in snapshot.metas()? {
+            let value = match old.remove(&key) {
+                Some(value) if value.meta == meta => value,
+                _ => {
+                    let bytes = snapshot.value(meta.clone())?;
+                    Value { meta, length: bytes.len() as u64, hash: *blake3::hash(&bytes).as_bytes() }
+                }
+            };
+            self.values.insert(key, value);
+        }
+        Ok(())
+    }
+
+    fn compute(&self) -> Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.keys.root);
+        hasher.update(&(self.spaces.len() as u64).to_le_bytes());
+        for (number, space) in &self.spaces {
+            hasher.update(&number.to_le_bytes());
+            hasher.update(&space.pages.to_le_bytes());
+            hasher.update(&space.root);
+        }
+        for (key, value) in &self.values {
+            hasher.update(&(key.len() as u64).to_le_bytes());
+            hasher.update(key);
+            hasher.update(&value.length.to_le_bytes());
+            hasher.update(&value.hash);
+        }
+        *hasher.finalize().as_bytes()
+    }
+}
+
+impl Space {
+    /// Pages that differ from what was hashed.
+    fn compare(&self, present: &BTreeMap<u64, Ref>) -> Vec<(u64, Ref)> {
+        let hashed = |page: u64| {
+            let lowest = self.lowest.get(&(page / FAN as u64))?;
+            lowest.references[page as usize % FAN].some()
+        };
+        let changed = present.iter().filter(|(page, reference)| hashed(**page) != Some(**reference));
+        let mut changed: Vec<(u64, Ref)> = changed.map(|(page, reference)| (*page, *reference)).collect();
+        for (group, lowest) in &self.lowest {
+            let pages = (group * FAN as u64..).zip(lowest.references.iter());
+            let gone = pages.filter(|(page, reference)| !reference.is_none() && !present.contains_key(page));
+            changed.extend(gone.map(|(page, _)| (page, Ref::NONE)));
+        }
+        changed.sort_unstable_by_key(|(page, _)| *page);
+        changed
+    }
+
+    /// Takes changed pages, ascending, and hashes them and what lies above them.
+    fn set(
+        &mut self,
+        keys: &Keys,
+        changed: &[(u64, Ref)],
+        hash: impl Fn(u64, &Ref, &mut Page) -> Result<blake3::Hash, ReadError>,
+    ) -> Result<(), ReadError> {
+        let mut block = [0; PAGE];
+        let mut above: Vec<(u64, Hash)> = Vec::new();
+        for near in changed.chunk_by(|(one, _), (other, _)| one / FAN as u64 == other / FAN as u64) {
+            let Some(group) = near.first().map(|(page, _)| page / FAN as u64) else { continue };
+            let lowest = self.lowest.entry(group).or_default();
+            for (page, reference) in near {
+                let at = *page as usize % FAN;
+                if lowest.references[at] == *reference {
+                    continue;
+                }
+                // Should hashing fail, this is not taken for hashed.
+                lowest.references[at] = Ref::NONE;
+                lowest.hashes[at] = match reference.is_none() {
+                    true => NONE,
+                    false => *hash(*page, reference, &mut block)?.as_bytes(),
+                };
+                lowest.references[at] = *reference;
+            }
+            let hash = node_hash(&keys.levels[0], &lowest.hashes);
+            if hash == NONE {
+                self.lowest.remove(&group);
+            }
+            above.push((group, hash));
+        }
+        for (nodes, key) in self.upper.iter_mut().zip(&keys.levels[1..]) {
+            let mut next = Vec::new();
+            for near in above.chunk_by(|(one, _), (other, _)| one / FAN as u64 == other / FAN as u64) {
+                let Some(group) = near.first().map(|(below, _)| below / FAN as u64) else { continue };
+                let node = nodes.entry(group).or_insert_with(|| Box::new([NONE; FAN]));
+                near.iter().for_each(|(below, hash)| node[*below as usize % FAN] = *hash);
+                let hash = node_hash(key, node);
+                if hash == NONE {
+                    nodes.remove(&group);
+                }
+                next.push((group, hash));
+            }
+            above = next;
+        }
+        self.root = above.first().map_or(self.root, |(_, hash)| *hash);
+        Ok(())
+    }
+}
+
+fn node_hash(key: &Hash, node: &Node) -> Hash {
+    if node.iter().all(|hash| *hash == NONE) {
+        return NONE;
+    }
+    *blake3::keyed_hash(key, node.as_flattened()).as_bytes()
+}
