@@ -16,7 +16,7 @@ use cuts::{DRAWS, Layout, State, draw};
 use heap::mutants::{self, Mutant};
 use heap::{CommitError, Heap, Key, OpenOptions};
 use history::{Bounds, Fault, Model, Random, create, ops, with_batch};
-use medium::{BLOCK, Disk, Event, GROWTH, MOST, Read, Recorder, Trial, Write};
+use medium::{BLOCK, Disk, Event, GROWTH, LENGTHS, MOST, Read, Recorder, Trial, Write};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -109,10 +109,12 @@ impl Simulator {
         mutants::choose(mutant);
         self.nonces.clear();
         let sealed = self.random.below(8) > 0;
-        let mut disk = Disk::blank(self.random.below(4) == 0);
-        self.bounds.long = [3, 16, 64, 64][self.random.below(4) as usize];
-        let result = (0..1 + self.random.below(6)).try_for_each(|_| {
-            disk = self.session(std::mem::replace(&mut disk, Disk::blank(false)), sealed)?;
+        let kind = self.random.below(4) as usize;
+        self.bounds.long = [3, 16, 64, 64][kind];
+        let mut disk = Disk::blank(LENGTHS[usize::from(kind == 0)], self.random.below(4) == 0);
+        let sessions = 1 + self.random.below(6);
+        let result = (0..sessions).try_for_each(|_| {
+            disk = self.session(&disk, sealed)?;
             Ok(())
         });
         mutants::choose(None);
@@ -124,8 +126,9 @@ impl Simulator {
     }
 
     /// Opens the disk, commits, explores every crash on the way; the disk as one of them left it.
-    fn session(&mut self, mut disk: Disk, sealed: bool) -> Result<Disk, String> {
+    fn session(&mut self, disk: &Disk, sealed: bool) -> Result<Disk, String> {
         self.explored.sessions += 1;
+        let mut disk = disk.clone();
         if disk.initialised && disk.length < MOST - GROWTH && self.random.below(8) == 0 {
             disk.length += GROWTH;
         }

@@ -6,12 +6,12 @@ use heap::{Media, MediaError, MediaKind};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// First length of the simulated media in bytes.
-const LENGTH: usize = 16384 + 32768 + 160 * 4096;
+/// First lengths of the simulated media in bytes: one soon runs full, on the other a commit may take half the ring.
+pub(crate) const LENGTHS: [usize; 2] = [16384 + 32768 + 160 * 4096, 16384 + 32768 + 256 * 4096];
 /// Bytes by which a medium may have grown at a start.
 pub(crate) const GROWTH: usize = 16 * 4096;
 /// Largest length.
-pub(crate) const MOST: usize = LENGTH + 3 * GROWTH;
+pub(crate) const MOST: usize = LENGTHS[1] + 3 * GROWTH;
 pub(crate) const BLOCK: usize = 4096;
 
 #[derive(Clone)]
@@ -51,10 +51,10 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    pub(crate) fn blank(aligned: bool) -> Self {
+    pub(crate) fn blank(length: usize, aligned: bool) -> Self {
         let allowed = vec![Arc::new(Model::default())];
         let durable = vec![0; MOST];
-        Self { durable, length: LENGTH, pending: Vec::new(), allowed, initialised: false, aligned }
+        Self { durable, length, pending: Vec::new(), allowed, initialised: false, aligned }
     }
 
     pub(crate) fn fence(&mut self) {
@@ -170,7 +170,7 @@ impl Trial {
     pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(Trying {
             bytes: vec![0; MOST],
-            length: LENGTH,
+            length: MOST,
             aligned: false,
             touched: Vec::new(),
             watched: vec![false; MOST / BLOCK],

@@ -9,7 +9,7 @@ const FREE: usize = 9;
 /// Calls `run` for every interval between fences of some sessions, with what it needs.
 fn intervals(seed: u64, sealed: bool, mut run: impl FnMut(&mut Simulator, &Interval<'_>, &mut Judge<'_>)) {
     let mut simulator = Simulator::new(seed);
-    let mut disk = Disk::blank(simulator.random.below(2) == 0);
+    let mut disk = Disk::blank(LENGTHS[0], simulator.random.below(2) == 0);
     for _ in 0..2 {
         let events = simulator.run(&disk, sealed).unwrap();
         for events in events.split(|event| matches!(event, Event::Fence)) {
@@ -118,7 +118,7 @@ fn a_heap_that_never_becomes_durable_is_no_success() {
     // Before and after a commit are both possible while it is in flight; once acknowledged, only after is.
     let (before, after) = (Model::default(), Model { meta: [(vec![1], vec![2])].into(), ..Model::default() });
     let models = [Arc::new(before.clone()), Arc::new(after)];
-    let disk = Disk::blank(false);
+    let disk = Disk::blank(LENGTHS[0], false);
     let interval = Interval { disk: &disk, events: &[], writes: &[], sealed: true, shown: true, crash: None };
     let mut judge =
         Judge { interval: &interval, models: &models, count: 0, seen: HashSet::new(), allowed: 0b11 };

@@ -158,7 +158,7 @@ pub(crate) struct Bounds {
 /// Up to `most` random changes.
 pub(crate) fn ops(random: &mut Random, most: u64, bounds: &Bounds) -> Vec<Op> {
     if random.below(bounds.long) == 0 {
-        let put = |key, byte| Op::Put(vec![key], vec![byte; 400]);
+        let put = |key, byte| Op::Put(vec![key], vec![byte; 500]);
         return (0..1 + random.below(40) as u8).map(|key| put(key, random.next() as u8)).collect();
     }
     (0..random.below(most + 1))
