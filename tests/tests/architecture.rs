@@ -35,15 +35,17 @@ fn arrows_go_one_way() -> Result<()> {
         ("attestation", &[][..]),
         ("release", &[]),
         ("hwspec", &[]),
+        ("upgrade", &["attestation", "release"]),
         ("host-guest", &[]),
         ("heap", &[]),
         ("execution", &["heap"]),
         ("replica", &["execution", "heap"]),
         ("simulated-psp", &["attestation", "host-guest"]),
-        ("image-build", &["attestation", "release"]),
+        ("installer", &["hwspec", "release"]),
+        ("image-build", &["attestation", "installer", "release"]),
         ("guest-os", &["attestation", "host-guest", "simulated-psp"]),
-        ("host-os", &["attestation", "host-guest", "hwspec", "release", "simulated-psp"]),
-        ("redoubt", &["attestation", "host-guest", "host-os", "hwspec", "image-build", "release"]),
+        ("host-os", &["attestation", "host-guest", "hwspec", "installer", "release", "simulated-psp"]),
+        ("redoubt", &["attestation", "host-guest", "host-os", "hwspec", "image-build", "installer", "release"]),
     ] {
         let allowed: BTreeSet<String> = allowed.iter().map(|a| (*a).to_owned()).collect();
         let uses = uses(&metadata, name)?;
