@@ -1,7 +1,7 @@
 //! What can go wrong between inputs and images: one error for each step, and one for all of them.
 
 use crate::{
-    cpio, deb, fetch, files, firmware, host, inputs, kernel, lock, recipe, reproduce, sandbox, store,
+    cpio, deb, fetch, files, firmware, host, inputs, kernel, lock, published, recipe, sandbox, store,
     toolchain, update, vendor,
 };
 
@@ -50,7 +50,7 @@ pub enum ImageError {
     /// The development keys do not load.
     Key(#[from] release::KeyError),
     /// The release on the disk.
-    Release(#[from] reproduce::ReleaseError),
+    Release(#[from] published::ReleaseError),
 }
 
 impl ImageError {

@@ -6,7 +6,8 @@ use crate::{
     host::{self, pe},
     kernel,
     lock::Lock,
-    reproduce::{Release, ReleaseError, json_differences},
+    published::{Release, ReleaseError},
+    reproduce::json_differences,
     update::{self, Change},
 };
 use release::{Digest, FileName};

@@ -23,6 +23,7 @@ pub mod inputs;
 pub mod kernel;
 pub mod lock;
 pub mod programs;
+pub mod published;
 pub mod recipe;
 pub mod reproduce;
 pub mod root;

@@ -5,7 +5,8 @@ use crate::output::{Failure, Reply};
 use clap::Args;
 use image_build::{
     explain::{self, Entry, Explanation},
-    reproduce::{self, Release, ReleaseError, Verdict},
+    published::{Release, ReleaseError},
+    reproduce::{self, Verdict},
     sandbox::Surroundings,
     workshop::Workshop,
 };
