@@ -61,6 +61,10 @@ pub enum HeapKind {
     File,
     /// Shared memory of a PCI device, mapped.
     Bar,
+    /// A file on persistent memory, mapped with MAP_SYNC; anything weaker is refused.
+    Dax,
+    /// The best that the path allows; metrics say what that is.
+    Auto,
 }
 
 /// Forms of log lines.
@@ -199,11 +203,15 @@ impl HeapConfig {
     /// Where the medium comes from.
     pub fn source(&self) -> Result<Source<'_>, ConfigError> {
         match (self.kind, &self.path, self.fd) {
-            (HeapKind::File, Some(_), None) if self.size.is_none() => Err(ConfigError::Missing("heap.size")),
-            (HeapKind::File, Some(path), None) | (HeapKind::Bar, Some(path), None) => Ok(Source::Path(path)),
+            (HeapKind::File | HeapKind::Auto, Some(_), None) if self.size.is_none() => {
+                Err(ConfigError::Missing("heap.size"))
+            }
+            (_, Some(path), None) => Ok(Source::Path(path)),
             (HeapKind::Bar, None, Some(fd)) => Ok(Source::Fd(fd)),
-            (HeapKind::File, None, _) => Err(ConfigError::Missing("heap.path")),
-            (HeapKind::File, _, Some(_)) => {
+            (HeapKind::File | HeapKind::Dax | HeapKind::Auto, None, _) => {
+                Err(ConfigError::Missing("heap.path"))
+            }
+            (HeapKind::File | HeapKind::Dax | HeapKind::Auto, _, Some(_)) => {
                 Err(ConfigError::Superfluous { key: "heap.fd", why: "is for kind = \"bar\" only" })
             }
             (HeapKind::Bar, ..) => Err(ConfigError::OneOf("heap.path", "heap.fd")),

@@ -293,6 +293,7 @@ impl Worker {
         self.metrics.heap_epoch.store(heap.epoch, Ordering::Relaxed);
         self.metrics.heap_used.store(heap.used, Ordering::Relaxed);
         self.metrics.heap_capacity.store(heap.capacity, Ordering::Relaxed);
+        self.metrics.heap_medium.get_or_init(|| heap.kind);
     }
 
     /// Tells those who wait for requests that have finished, or whose answer is gone.

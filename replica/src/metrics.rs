@@ -1,7 +1,10 @@
 //! Counters for Prometheus.
 
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use heap::MediaKind;
 
 /// All of them.
 #[derive(Debug, Default)]
@@ -22,6 +25,8 @@ pub struct Metrics {
     pub heap_used: AtomicU64,
     /// Bytes that the heap may take on its medium.
     pub heap_capacity: AtomicU64,
+    /// What the heap's medium is.
+    pub heap_medium: OnceLock<MediaKind>,
     /// 1 if canisters' memories are read page by page when touched, 0 if each as a whole.
     pub memory_lazy: AtomicU64,
 }
@@ -60,6 +65,12 @@ impl Metrics {
             let value = value.load(Ordering::Relaxed);
             // Writing to a string cannot fail.
             let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name} {value}");
+        }
+        if let Some(medium) = self.heap_medium.get() {
+            let name = "replica_heap_medium";
+            let help = "1 for the kind of medium that the heap is on, hence what a commit survives.";
+            let _ =
+                writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name}{{kind=\"{medium}\"}} 1");
         }
         text
     }

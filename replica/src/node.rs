@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use execution::{Engine, RunError, canister_id};
-use heap::{BarMedia, FileMedia, Media, MediaError};
+use heap::{BarMedia, DaxMedia, FileMedia, Media, MediaError, MediaKind};
 use heap::{Heap, Key, OpenOptions as HeapOptions};
 use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::sync::{Semaphore, oneshot};
@@ -75,6 +75,15 @@ pub enum StartError {
     /// The medium.
     #[error("the heap's medium cannot be opened; check heap.path, its permissions and its size")]
     Media(#[from] MediaError),
+    /// Not persistent memory.
+    #[error(
+        "{path} is not on a file system of persistent memory mounted with dax, which heap.kind = \"dax\" asks for; \
+         attach that, or ask for \"file\""
+    )]
+    NotDax {
+        /// The file.
+        path: PathBuf,
+    },
     /// Another length than announced.
     #[error(
         "the heap's medium is {found} bytes long, but the configuration says {expected}; check heap.size"
@@ -146,9 +155,17 @@ impl Node {
         let (subnet_id, node_id) = (subnet_key.subnet_id(), node_key.node_id());
         let root_key_der = subnet_key.public_key_der();
 
-        let options = HeapOptions { create: config.heap.create, ..HeapOptions::default() };
+        let kind = (config.heap.kind == HeapKind::Dax).then_some(MediaKind::Dax);
+        let options = HeapOptions { create: config.heap.create, kind, ..HeapOptions::default() };
         let (heap, recovery) = Heap::open(media, &Key::new(*secret.heap_key()?), &options)?;
+        let medium = heap.status().kind;
+        if medium == MediaKind::SharedMemory {
+            tracing::warn!(
+                "the heap's medium is ordinary shared memory: what it holds is gone when this machine stops"
+            );
+        }
         tracing::info!(
+            %medium,
             epoch = recovery.epoch,
             created = recovery.created,
             replayed = recovery.replayed,
@@ -273,7 +290,14 @@ fn open_media(config: &HeapConfig) -> Result<Box<dyn Media>, StartError> {
         (HeapKind::File, Source::Path(path)) => {
             Box::new(FileMedia::open_or_create(path, config.size.unwrap_or_default())?)
         }
-        (HeapKind::File, Source::Fd(_)) => return Err(ConfigError::Missing("heap.path").into()),
+        (HeapKind::Auto, Source::Path(path)) => heap::probe(path, config.size.unwrap_or_default())?,
+        (HeapKind::Dax, Source::Path(path)) => match DaxMedia::open(path)? {
+            Some(media) => Box::new(media),
+            None => return Err(StartError::NotDax { path: path.to_owned() }),
+        },
+        (HeapKind::File | HeapKind::Dax | HeapKind::Auto, Source::Fd(_)) => {
+            return Err(ConfigError::Missing("heap.path").into());
+        }
     };
     match config.size {
         Some(expected) if expected != media.len() => {

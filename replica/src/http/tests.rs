@@ -471,5 +471,6 @@ async fn browsers_operators_and_strangers_get_their_answers() {
     assert_eq!(node.get(&format!("/evidence?nonce={}", "a".repeat(64))).await.status, 404);
     let metrics = node.get("/_/metrics").await.text();
     assert!(metrics.contains("\nreplica_refused_total 4\n"), "{metrics}");
+    assert!(metrics.contains("\nreplica_heap_medium{kind=\"file\"} 1\n"), "{metrics}");
     node.stop().await;
 }
