@@ -1,6 +1,10 @@
-//! The one place of this crate with unsafe code: what a child process does between fork and exec.
-#![allow(unsafe_code, reason = "Command::pre_exec is unsafe and has no safe equivalent in std")]
+//! The one place of this crate with unsafe code: what a child process does between fork and exec, and one request to the
+//! kernel about partitions.
+#![allow(unsafe_code, reason = "Command::pre_exec and ioctl are unsafe and have no safe equivalent")]
 
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -23,5 +27,54 @@ pub(crate) fn die_with_spawning_thread(command: &mut Command) {
             }
             Ok(())
         });
+    }
+}
+
+/// `struct blkpg_partition` (include/uapi/linux/blkpg.h).
+#[repr(C)]
+struct Partition {
+    start: i64,
+    length: i64,
+    number: i32,
+    names: [u8; 128],
+}
+
+/// `struct blkpg_ioctl_arg`.
+#[repr(C)]
+struct PartitionRequest {
+    operation: i32,
+    flags: i32,
+    length: i32,
+    data: *mut Partition,
+}
+
+/// Tells the kernel that a partition of a disk has another length now (BLKPG_RESIZE_PARTITION). Start and length are in
+/// bytes. Other partitions may be in use.
+pub(crate) fn resize_partition(disk: &File, number: i32, start: i64, length: i64) -> io::Result<()> {
+    const BLKPG: nix::libc::c_ulong = 0x1269;
+    const RESIZE: i32 = 3;
+    let mut partition = Partition { start, length, number, names: [0; 128] };
+    let mut request = PartitionRequest {
+        operation: RESIZE,
+        flags: 0,
+        length: size_of::<Partition>() as i32,
+        data: &raw mut partition,
+    };
+    // SAFETY: both structures have the layout that the kernel expects, and are alive until after the call; it only reads them.
+    match unsafe { nix::libc::ioctl(disk.as_raw_fd(), BLKPG as _, &raw mut request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_have_the_kernels_sizes_and_other_files_refuse() {
+        assert_eq!((size_of::<Partition>(), size_of::<PartitionRequest>()), (152, 24));
+        let other = File::open("/dev/null").unwrap();
+        assert!(resize_partition(&other, 1, 0, 512).is_err());
     }
 }

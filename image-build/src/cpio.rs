@@ -17,6 +17,8 @@ pub enum Kind<'a> {
     Directory,
     /// An executable, mode 0555.
     Executable(&'a [u8]),
+    /// Any other file, mode 0444.
+    File(&'a [u8]),
     /// A character device, mode 0600.
     CharacterDevice {
         /// Major number.
@@ -46,6 +48,7 @@ pub fn archive(entries: &mut [Entry]) -> Result<Vec<u8>, TooLarge> {
         let (mode, data, device): (u32, &[u8], (u32, u32)) = match entry.kind {
             Kind::Directory => (0o040_755, &[], (0, 0)),
             Kind::Executable(data) => (0o100_555, data, (0, 0)),
+            Kind::File(data) => (0o100_444, data, (0, 0)),
             Kind::CharacterDevice { major, minor } => (0o020_600, &[], (major, minor)),
         };
         write(&mut out, u32::try_from(inode)? + 1, entry.path, mode, data, device)?;

@@ -6,7 +6,7 @@ use crate::{
     error::Result,
     files,
     guest::{self, input_names, names},
-    host,
+    host, installer,
     recipe::{self, Recipe},
     workshop::Workshop,
 };
@@ -45,7 +45,11 @@ pub fn release(workshop: &Workshop, profile: Profile, scope: Scope) -> Result<Re
     let host = match scope {
         Scope::Guest => None,
         Scope::Whole => {
-            let parts = host::build(workshop, profile)?;
+            let mut parts = host::build(workshop, profile)?;
+            if let Some(uki) = installer::uki(workshop, profile)? {
+                parts.images.installer = Some(release::File::describe(installer::UKI, &uki));
+                parts.files.insert(installer::UKI, uki);
+            }
             content.extend(parts.files);
             Some(parts.images)
         }

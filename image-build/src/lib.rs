@@ -20,6 +20,7 @@ pub mod guest;
 pub mod host;
 pub mod images;
 pub mod inputs;
+pub mod installer;
 pub mod kernel;
 pub mod lock;
 pub mod programs;

@@ -46,6 +46,12 @@ pub fn host_os(workshop: &Workshop, features: &[String]) -> Result<PathBuf> {
     Ok(compile(workshop, "host-os", &parts)?.join("host-os"))
 }
 
+/// Builds the installer, statically linked; returns its path.
+pub fn installer(workshop: &Workshop) -> Result<PathBuf> {
+    let parts = ["--bin", "installer", "--features", "program"];
+    Ok(compile(workshop, "installer", &parts)?.join("installer"))
+}
+
 /// Compiles parts of one package for the guest; returns the folder with the programs.
 fn compile(workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf> {
     let rust = toolchain::open(&workshop.cache, &workshop.inputs.lock.rust)?;

@@ -80,6 +80,13 @@ pub struct Partition {
 )]
 pub struct LayoutError(String);
 
+impl LayoutError {
+    /// About the partition or disk of this name.
+    pub(crate) fn new(name: &str) -> Self {
+        Self(name.to_owned())
+    }
+}
+
 /// Start (protective MBR, header, entries) and end (entries, header) of a disk with these partitions.
 pub fn table(disk: Guid, size: u64, partitions: &[Partition]) -> Result<(Vec<u8>, Vec<u8>), LayoutError> {
     let sectors = size / SECTOR;

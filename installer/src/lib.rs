@@ -13,6 +13,7 @@
 //! | [`config`] | unattended installation, and the signed configuration of a node |
 //! | [`disk`] | what is on a disk |
 //! | [`plan`], [`run`] | what to write, and writing it |
+//! | [`medium`] | the installer's own medium |
 //! | [`uefi`] | boot entries and Secure Boot keys as the firmware stores them |
 //! | [`linux`] | block devices |
 //! | `program` | the installer's PID 1 (feature `program`) |
@@ -25,6 +26,7 @@ pub mod fat;
 pub mod gpt;
 pub mod layout;
 pub mod linux;
+pub mod medium;
 pub mod parts;
 pub mod pe;
 pub mod plan;

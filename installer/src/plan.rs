@@ -385,7 +385,7 @@ fn update<'a>(
     Ok(Plan { purpose, table, steps })
 }
 
-fn step<'a>(name: &'static str, writes: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Step<'a> {
+pub(crate) fn step<'a>(name: &'static str, writes: impl IntoIterator<Item = (u64, Vec<u8>)>) -> Step<'a> {
     let writes = writes.into_iter().map(|(at, bytes)| Write { at, bytes: Cow::Owned(bytes) });
     Step { name, writes: writes.collect() }
 }

@@ -7,6 +7,7 @@
 mod command_line;
 mod loopback;
 mod mounts;
+mod storage;
 mod verity;
 
 use command_line::CommandLine;
@@ -23,21 +24,16 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read, Write},
-    path::Path,
     process::{Child, Command},
     time::{Duration, Instant},
 };
 
 /// The agent is this program.
 const PROGRAM: &str = "/proc/self/exe";
-/// Where a guest release is mounted.
-const GUEST: &str = "/guest";
-/// The partition that holds it.
-const GUEST_SLOT: &str = "guest-a";
-/// The manifest in it.
+/// The manifest of the guest's release.
 const MANIFEST: &str = "/guest/manifest.json";
 /// What the node keeps.
-const NODE: &str = "/run/node";
+const NODE: &str = "/state/node";
 /// Pauses before the agent is started again: the first, and the longest.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 /// An agent that ran this long starts again with the first pause.
@@ -54,6 +50,8 @@ enum BootError {
     CommandLine(#[from] command_line::CommandLineError),
     #[error(transparent)]
     Verity(#[from] verity::VerityError),
+    #[error(transparent)]
+    Storage(#[from] storage::StorageError),
     #[error("cannot read {path}: {source}; the kernel lacks it or the disk fails")]
     Read { path: String, source: io::Error },
     #[error("the loopback interface does not come up: {0}; the agent serves on it")]
@@ -103,9 +101,19 @@ fn boot() -> Result<CommandLine, BootError> {
         started.elapsed().as_secs_f64()
     ));
     loopback::switch_on().map_err(BootError::Loopback)?;
-    match mounts::mount_slot(GUEST_SLOT, Path::new(GUEST)) {
-        Ok(()) => say(format_args!("guest slot a: mounted, {MANIFEST}")),
-        Err(error) => say(format_args!("guest slot a: {error}")),
+    let disk = storage::Disk::of_root()?;
+    say(format_args!("started from slot {} of {}", disk.slot, disk.name));
+    match disk.unpack_guest() {
+        Ok(files) => say(format_args!("guest slot {}: {files} files, {MANIFEST}", disk.slot)),
+        Err(error) => say(format_args!("guest slot {}: {error}", disk.slot)),
+    }
+    disk.personalise()?;
+    disk.mount_state()?;
+    match disk.configuration()? {
+        Some(node) => say(format_args!("identity of this node: {node}")),
+        None => {
+            say("this node was not installed and has no configuration: install it to give it an operator")
+        }
     }
     Ok(line)
 }

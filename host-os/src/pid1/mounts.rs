@@ -1,11 +1,7 @@
 //! File systems of the host.
 
-use super::verity::label;
 use nix::mount::{MsFlags, mount};
-use std::{
-    fs, io,
-    path::{Path, PathBuf},
-};
+use std::io;
 
 /// One file system: its type, where, options, and whether it may be absent.
 struct Mount {
@@ -31,6 +27,8 @@ const MOUNTS: &[Mount] = &[
     required("sysfs", "/sys", ""),
     required("tmpfs", "/run", "mode=0755"),
     required("tmpfs", "/tmp", "mode=1777,size=64m"),
+    // The guest's release, taken out of its slot.
+    required("tmpfs", "/guest", "mode=0755,size=256m"),
     required("cgroup2", "/sys/fs/cgroup", ""),
     // Only where the firmware is UEFI, and only with a store for records of crashes.
     optional("efivarfs", "/sys/firmware/efi/efivars"),
@@ -46,22 +44,6 @@ pub(super) struct MountError {
     source: io::Error,
 }
 
-/// A slot has nothing to mount.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum SlotError {
-    /// No such partition.
-    #[error("the disk has no partition {0}; flash the host anew")]
-    Absent(String),
-    /// Empty, or damaged.
-    #[error("{device} holds no release ({source}); install one")]
-    Empty {
-        /// The partition.
-        device: PathBuf,
-        /// What the kernel said.
-        source: io::Error,
-    },
-}
-
 /// Mounts the table.
 pub(super) fn mount_all() -> Result<(), MountError> {
     for entry in MOUNTS {
@@ -75,18 +57,4 @@ pub(super) fn mount_all() -> Result<(), MountError> {
         }
     }
     Ok(())
-}
-
-/// Mounts the file system of the partition with this label, read-only.
-pub(super) fn mount_slot(name: &str, target: &Path) -> Result<(), SlotError> {
-    let absent = || SlotError::Absent(name.to_owned());
-    let block = Path::new("/sys/class/block");
-    let entries = fs::read_dir(block).map_err(|_| absent())?;
-    let mut names = entries.filter_map(|entry| Some(entry.ok()?.file_name()));
-    let found =
-        names.find(|device| label(&block.join(device)).as_deref() == Some(name)).ok_or_else(absent)?;
-    let device = Path::new("/dev").join(found);
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NODEV | MsFlags::MS_RDONLY;
-    mount(Some(&device), target, Some("erofs"), flags, None::<&str>)
-        .map_err(|errno| SlotError::Empty { device, source: errno.into() })
 }

@@ -135,17 +135,25 @@ pub(super) fn check(expected: &Expected) -> Result<u64, VerityError> {
 
 /// Of the two partitions below the root, the one whose label says that it holds the hash tree.
 fn hash_partition() -> io::Result<PathBuf> {
+    let found = parts()?.into_iter().find(|(_, label)| label.ends_with("-verity"));
+    let absent = || io::Error::new(io::ErrorKind::NotFound, format!("no partition in {PARTS}"));
+    found.map(|(name, _)| Path::new("/dev").join(name)).ok_or_else(absent)
+}
+
+/// The partitions below the root: the kernel's name and the label.
+pub(super) fn parts() -> io::Result<Vec<(String, String)>> {
+    let mut parts = Vec::new();
     for entry in fs::read_dir(PARTS)? {
         let entry = entry?;
-        if label(&entry.path()).is_some_and(|label| label.ends_with("-verity")) {
-            return Ok(Path::new("/dev").join(entry.file_name()));
+        if let Some(label) = label(&entry.path()) {
+            parts.push((entry.file_name().to_string_lossy().into_owned(), label));
         }
     }
-    Err(io::Error::new(io::ErrorKind::NotFound, format!("no partition in {PARTS}")))
+    Ok(parts)
 }
 
 /// Label of a partition, by its folder in sysfs.
-pub(super) fn label(folder: &Path) -> Option<String> {
+fn label(folder: &Path) -> Option<String> {
     let text = fs::read_to_string(folder.join("uevent")).ok()?;
     text.lines().find_map(|line| line.strip_prefix("PARTNAME=")).map(str::to_owned)
 }

@@ -6,11 +6,11 @@ use crate::{
     deb,
     error::Result,
     files::{self, failed},
-    guest, lock,
+    guest, installer, lock,
     step::Step,
     workshop::Workshop,
 };
-use installer::{
+use ::installer::{
     archive::{self, Files},
     layout,
     parts::{self, Parts},
@@ -35,13 +35,23 @@ pub struct Assembled {
     pub disk: PathBuf,
     /// Whether the disk's unified kernel image is signed.
     pub signed: bool,
+    /// The installer's medium, unless the release has no installer.
+    pub installer: Option<PathBuf>,
 }
 
-/// Puts a detached signature of the unified kernel image beside it: the given one, or that of the development key for the
-/// virtual profile. One that is there stays if it is for this image.
+/// Puts a detached signature of each unified kernel image beside it: for the host's the given one, or for the virtual
+/// profile that of the development key. One that is there stays if it is for this image.
 pub fn sign(folder: &Path, profile: Profile, given: Option<&[u8]>) -> Result<()> {
-    let place = folder.join(names::SIGNATURE);
-    let uki = files::read(&folder.join(names::UKI))?;
+    sign_image(folder, names::UKI, profile, given)?;
+    if folder.join(installer::UKI).is_file() {
+        sign_image(folder, installer::UKI, profile, None)?;
+    }
+    Ok(())
+}
+
+fn sign_image(folder: &Path, name: &str, profile: Profile, given: Option<&[u8]>) -> Result<()> {
+    let place = folder.join(format!("{name}{}", parts::SIGNATURE));
+    let uki = files::read(&folder.join(name))?;
     if let Some(signature) = given {
         check(&uki, signature)?;
         return Ok(files::write_if_changed(&place, signature)?);
@@ -81,8 +91,9 @@ pub fn assemble(workshop: &Workshop, folder: &Path) -> Result<Assembled> {
         let variables = secure_boot::enroll(&empty, secure_boot::CERTIFICATE).map_err(HostError::from)?;
         files::write_if_changed(&folder.join(names::VARIABLES), &variables)?;
     }
+    let installer = installer::assemble(envelope.manifest(), folder)?;
     step.done("put together");
-    Ok(Assembled { disk, signed })
+    Ok(Assembled { disk, signed, installer })
 }
 
 /// What is written to a disk, and whether its kernel image is signed. Every file is held against the manifest, whoever

@@ -145,6 +145,32 @@ pub fn sign(image: &[u8], key: &[u8], certificate: &[u8]) -> Result<Vec<u8>, Sig
     Ok(tlv(SEQUENCE, &[&object(SIGNED_DATA), &tlv(TAGGED_0, &[&signed])]))
 }
 
+/// Detached signed data over these bytes, without attributes: what authenticates a UEFI variable (UEFI specification
+/// 2.10, 8.2.2). `key` and `certificate` as for [`sign`].
+pub fn sign_data(content: &[u8], key: &[u8], certificate: &[u8]) -> Result<Vec<u8>, SignError> {
+    /// PKCS #7 data.
+    const DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
+    let bad_key = |why: &dyn std::fmt::Display| SignError::Key(why.to_string());
+    let key = rsa::KeyPair::from_pkcs8(key).map_err(|why| bad_key(&why))?;
+    let mut signature = vec![0; key.public().modulus_len()];
+    key.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), content, &mut signature)
+        .map_err(|why| bad_key(&why))?;
+    let one: &[u8] = &[INTEGER, 1, 1];
+    let signer = signer(certificate).ok_or(SignError::Certificate)?;
+    let info =
+        tlv(SEQUENCE, &[one, &signer, &algorithm(SHA256), &algorithm(RSA), &tlv(OCTETS, &[&signature])]);
+    Ok(tlv(
+        SEQUENCE,
+        &[
+            one,
+            &tlv(SET, &[&algorithm(SHA256)]),
+            &tlv(SEQUENCE, &[&object(DATA)]),
+            &tlv(TAGGED_0, &[certificate]),
+            &tlv(SET, &[&info]),
+        ],
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -26,6 +26,49 @@ const ATTRIBUTES: u32 = 0x27;
 /// EFI_TIME of 2026-01-01.
 const TIME: [u8; 16] = [0xea, 0x07, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
 
+/// The variables that hold a certificate, and their owners.
+const VARIABLES: [(&str, Guid); 3] = [("PK", GLOBAL), ("KEK", GLOBAL), ("db", SECURITY_DATABASE)];
+
+/// EFI_SIGNATURE_LIST with one certificate (UEFI specification 2.10, 32.4.1).
+fn signature_list(certificate: &[u8]) -> Vec<u8> {
+    let mut list = X509.stored().to_vec();
+    let entry = 16 + certificate.len() as u32;
+    for number in [28 + entry, 0, entry] {
+        list.extend(number.to_le_bytes());
+    }
+    list.extend(OWNER.stored());
+    list.extend(certificate);
+    list
+}
+
+/// What is written to each of the variables PK, KEK and db to enrol a certificate in setup mode, signed with its own key:
+/// EFI_VARIABLE_AUTHENTICATION_2 and the new value (UEFI specification 2.10, 8.2.2).
+pub fn signed_variables(
+    key: &[u8],
+    certificate: &[u8],
+) -> Result<Vec<(&'static str, Vec<u8>)>, super::authenticode::SignError> {
+    /// EFI_CERT_TYPE_PKCS7_GUID.
+    const PKCS7: Guid = Guid::new(0x4aafd29d_68df_49ee_8aa9_347d375665a7);
+    let list = signature_list(certificate);
+    let variable = |(name, owner): (&'static str, Guid)| {
+        let mut content: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        content.extend(owner.stored());
+        content.extend(ATTRIBUTES.to_le_bytes());
+        content.extend(TIME);
+        content.extend(&list);
+        let signature = super::authenticode::sign_data(&content, key, certificate)?;
+        let mut value = TIME.to_vec();
+        value.extend((24 + signature.len() as u32).to_le_bytes());
+        value.extend(0x0200_u16.to_le_bytes()); // revision
+        value.extend(0x0ef1_u16.to_le_bytes()); // WIN_CERT_TYPE_EFI_GUID
+        value.extend(PKCS7.stored());
+        value.extend(signature);
+        value.extend(&list);
+        Ok((name, value))
+    };
+    VARIABLES.into_iter().map(variable).collect()
+}
+
 /// A file is no empty variable store.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
@@ -41,16 +84,9 @@ pub fn enroll(empty: &[u8], certificate: &[u8]) -> Result<Vec<u8>, StoreError> {
     if empty.get(40..44) != Some(b"_FVH") || empty.get(length..length + 16) != Some(&AUTHENTICATED.stored()) {
         return Err(StoreError("no authenticated variables"));
     }
-    let mut list = X509.stored().to_vec();
-    let entry = 16 + certificate.len() as u32;
-    for number in [28 + entry, 0, entry] {
-        list.extend(number.to_le_bytes());
-    }
-    list.extend(OWNER.stored());
-    list.extend(certificate);
-
+    let list = signature_list(certificate);
     let mut variables = Vec::new();
-    for (name, owner) in [("PK", GLOBAL), ("KEK", GLOBAL), ("db", SECURITY_DATABASE)] {
+    for (name, owner) in VARIABLES {
         let name: Vec<u8> = name.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
         // AUTHENTICATED_VARIABLE_HEADER (edk2, VariableFormat.h): start 0x55aa, state "added", reserved.
         variables.extend([0xaa, 0x55, 0x3f, 0]);

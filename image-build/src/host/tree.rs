@@ -25,7 +25,7 @@ const LOADER: (&str, &str) = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-
 /// The agent, PID 1.
 pub const AGENT: &str = "usr/bin/host-os";
 /// Folders on which something is mounted, or that PID 1 fills.
-const MOUNT_POINTS: &[&str] = &["dev", "guest", "proc", "run", "sys", "tmp"];
+const MOUNT_POINTS: &[&str] = &["dev", "guest", "proc", "run", "state", "sys", "tmp"];
 
 /// The root cannot be laid out.
 #[derive(Debug, thiserror::Error)]
@@ -181,7 +181,7 @@ fn place<'a>(
     }
     files::write(&target, &content)?;
     // Programs, and the loader, which the kernel executes for them. Libraries are only mapped.
-    let executable = path.starts_with("usr/bin/") || path == LOADER.1;
+    let executable = path.starts_with("usr/bin/") || path.starts_with("usr/sbin/") || path == LOADER.1;
     let mode = PermissionsExt::from_mode(if executable { 0o555 } else { 0o444 });
     std::fs::set_permissions(&target, mode).map_err(failed("set the mode of", &target))?;
     let file = File { origin, sha256: Digest::of(&content), size: content.len() as u64, executable };

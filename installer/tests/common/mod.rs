@@ -193,7 +193,7 @@ impl Memory {
         let how = random.next() % 4;
         for (at, bytes) in &self.pending {
             for (index, sector) in bytes.chunks(512).enumerate() {
-                if how == 1 || how > 1 && random.next() % 2 == 0 {
+                if how == 1 || how > 1 && random.next().is_multiple_of(2) {
                     put(&mut pages, at + 512 * index as u64, sector);
                 }
             }

@@ -88,7 +88,8 @@ pub(super) fn assemble(args: &Assemble) -> Result<Reply, Failure> {
 fn assembled(host: &Assembled) -> String {
     let signed =
         if host.signed { "signed" } else { "not signed: sign host.efi, then 'redoubt image assemble'" };
-    format!("{} ({signed})", host.disk.display())
+    let installer = host.installer.as_ref().map(|path| format!("\n{}", path.display())).unwrap_or_default();
+    format!("{} ({signed}){installer}", host.disk.display())
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, Failure> {
