@@ -3,6 +3,8 @@
 //! Each file is read once, into memory that nobody can write any more. That copy is what is hashed, what is
 //! measured and what QEMU opens, so changing the file afterwards changes nothing.
 
+mod admission;
+
 use crate::launch::{Identity, Measured, QEMU_GUEST_FEATURES};
 use attestation::measurement::id_block::{Expected, IdAuth, IdBlock, IdBlockError, PublicKey, Signature};
 use attestation::measurement::{Firmware, KernelHashes, LaunchError, Measurement, VcpuType};
@@ -10,12 +12,14 @@ use attestation::policy;
 use attestation::report::GuestPolicy;
 use release::{
     ApprovedManifest, FileError, FileName, Guest, ID_BLOCK_FILE, IdBlockSignatures, IdBlockSignaturesError,
-    Manifest, ManifestError, MeasurementError, Profile, ProfileMismatch, Root, RootError,
+    Manifest, ManifestError, MeasurementError, Profile, ProfileMismatch, Refusal, Root, RootError, SeenError,
 };
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+
+pub use admission::{SEEN_FILE, admit};
 
 /// Why a release is not launched.
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +61,28 @@ pub enum ReleaseError {
         path: PathBuf,
         /// Why.
         source: ProfileMismatch,
+    },
+    /// It is not blessed, or older than what this node has seen.
+    #[error("the release of {path} is refused")]
+    Refused {
+        /// The manifest.
+        path: PathBuf,
+        /// Why.
+        source: Box<Refusal>,
+    },
+    /// Nobody says that it may run now.
+    #[error("there is no blessing {0}; fetch the present one of the release's owners")]
+    NoBlessing(PathBuf),
+    /// What this node has seen cannot be read.
+    #[error(transparent)]
+    Seen(#[from] SeenError),
+    /// What this node has seen cannot be kept.
+    #[error("cannot write {path}: {source}; check its owner, mode and the free space")]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
     },
     /// A file is not the one that was signed for.
     #[error("a file of the release is refused")]
@@ -122,6 +148,10 @@ impl ReleaseError {
             Self::DevelopmentRoot(_) => "root-for-development",
             Self::Manifest { source, .. } => source.code(),
             Self::Profile { .. } => "profile-mismatch",
+            Self::Refused { source, .. } => source.code(),
+            Self::NoBlessing(_) => "blessing-missing",
+            Self::Seen(error) => error.code(),
+            Self::Unwritable { .. } => "seen-unwritable",
             Self::File(FileError::WrongSize { .. }) => "file-wrong-size",
             Self::File(FileError::WrongHash { .. }) => "file-wrong-hash",
             Self::Copy { .. } => "no-private-copy",

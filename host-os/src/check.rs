@@ -153,6 +153,9 @@ pub fn check(
     progress("verifying the manifest's signatures");
     let root = options.root.load(options.profile)?;
     let manifest = bundle::manifest(&options.manifest, &root, options.profile)?;
+    if let Some(why) = bundle::admit(&root, &options.manifest, &manifest, node.path())? {
+        progress(&format!("going on with the release that ran before: {why}"));
+    }
     progress("checking the release's files and recomputing the launch measurement");
     let release =
         ReleaseFiles::read(&options.manifest, manifest)?.seal(options.vcpu_type.as_deref(), options.vcpus)?;

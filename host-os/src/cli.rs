@@ -312,7 +312,9 @@ pub fn exit_code(error: &AgentError) -> u8 {
             | R::Root { .. }
             | R::DevelopmentRoot(_)
             | R::Manifest { .. }
-            | R::Profile { .. } => 4,
+            | R::Profile { .. }
+            | R::Refused { .. }
+            | R::NoBlessing(_) => 4,
             R::File(_) => 5,
             R::Measurement(_)
             | R::Launch(_)
@@ -320,7 +322,7 @@ pub fn exit_code(error: &AgentError) -> u8 {
             | R::IdBlockSignatures(_)
             | R::NoIdBlock { .. }
             | R::IdBlock { .. } => 6,
-            R::Copy { .. } => 1,
+            R::Copy { .. } | R::Seen(_) | R::Unwritable { .. } => 1,
         },
         AgentError::Check(CheckError::Profile(_)) => 4,
         AgentError::NodeDir(NodeDirError::Running(_)) => 7,

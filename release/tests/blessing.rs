@@ -315,7 +315,8 @@ fn rotated_blessing_keys_end_a_fast_forward_attack() {
 #[test]
 fn contradictory_blessings_cannot_be_signed() {
     let digest = release().digest();
-    let cases: [(&dyn Fn(&mut Blessing), InvalidBlessing); 3] = [
+    type Spoil<'a> = &'a dyn Fn(&mut Blessing);
+    let cases: [(Spoil<'_>, InvalidBlessing); 3] = [
         (&|b| b.version = 0, InvalidBlessing::Version),
         (&|b| b.expires = b.issued, InvalidBlessing::Bounds { issued: NOW - 10, expires: NOW - 10 }),
         (

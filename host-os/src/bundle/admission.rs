@@ -1,0 +1,154 @@
+//! Whether a verified release may be launched by this node now: blessing, security epoch, and what the node has seen.
+
+use super::{ReleaseError, read};
+use crate::node::write_atomically;
+use release::{
+    ApprovedManifest, BLESSING_FILE, Profile, Refusal, Root, Seen,
+    blessing::{self, Launch},
+};
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// What the node has seen, in its directory. The owner of the machine can put back an old one (docs/THREATS.md).
+pub const SEEN_FILE: &str = "seen.json";
+
+/// Decides on a release whose manifest lies at `manifest`, and keeps in the node's directory what was seen, **before**
+/// anything is launched. Returns why the node hands out no keys, if its blessing has expired.
+///
+/// A release for real processors needs a blessing beside its manifest; one for virtual nodes is held against it if there is
+/// one.
+pub fn admit(
+    root: &Root,
+    manifest: &Path,
+    release: &ApprovedManifest,
+    node: &Path,
+) -> Result<Option<Refusal>, ReleaseError> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
+    let path = node.join(SEEN_FILE);
+    let seen = match read(&path) {
+        Ok(bytes) => Seen::from_bytes(&bytes)?,
+        Err(ReleaseError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            Seen::default()
+        }
+        Err(error) => return Err(error),
+    };
+    let file = manifest.with_file_name(BLESSING_FILE);
+    let refused = |source| ReleaseError::Refused { path: manifest.to_owned(), source: Box::new(source) };
+    let (next, stale) = match read(&file) {
+        Ok(statement) => {
+            let standing = blessing::accept(root, root, &statement, &seen, now).map_err(refused)?;
+            // What forbids is kept, whatever becomes of this release.
+            write(&path, &seen, standing.seen())?;
+            match standing.may_launch(release).map_err(refused)? {
+                Launch::Blessed(_) => (*standing.seen(), None),
+                Launch::Stale(why) => (*standing.seen(), Some(why)),
+            }
+        }
+        Err(ReleaseError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {
+            if release.manifest().profile == Profile::Production {
+                return Err(ReleaseError::NoBlessing(file));
+            }
+            let (floor, found) = (seen.security_epoch, release.manifest().security_epoch);
+            if found < floor {
+                return Err(refused(Refusal::BelowEpoch { floor, found }));
+            }
+            (seen, None)
+        }
+        Err(error) => return Err(error),
+    };
+    let committed = next.after_commit(release.digest(), release.manifest().security_epoch);
+    write(&path, &next, &committed)?;
+    Ok(stale)
+}
+
+fn write(path: &Path, before: &Seen, after: &Seen) -> Result<(), ReleaseError> {
+    if before == after && path.exists() {
+        return Ok(());
+    }
+    write_atomically(path, &after.to_bytes())
+        .map_err(|source| ReleaseError::Unwritable { path: path.to_owned(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use release::{Blessing, Envelope, Purpose, Signed, development, sign, verify};
+
+    const GOLDEN: &[u8] = include_bytes!("../../../release/tests/golden/manifest.json");
+
+    struct Node(tempfile::TempDir);
+
+    impl Node {
+        fn admit(
+            &self,
+            profile: Profile,
+            epoch: u64,
+            version: &str,
+        ) -> Result<Option<Refusal>, ReleaseError> {
+            let mut manifest = Envelope::from_bytes(GOLDEN).unwrap().content().clone();
+            manifest.security_epoch = epoch;
+            manifest.profile = profile;
+            manifest.version = version.into();
+            let release = verify(&signed(manifest), &development::root().unwrap()).unwrap();
+            self.release(&release)
+        }
+
+        fn release(&self, release: &ApprovedManifest) -> Result<Option<Refusal>, ReleaseError> {
+            let root = development::root().unwrap();
+            admit(&root, &self.0.path().join("manifest.json"), release, self.0.path())
+        }
+
+        fn bless(&self, version: u64, expires: u64, release: &ApprovedManifest) {
+            let statement = signed(Blessing {
+                version,
+                profile: Profile::Virtual,
+                issued: 1,
+                expires,
+                security_epoch: 4,
+                releases: [(release.digest(), Purpose::Node)].into(),
+                revoked: Default::default(),
+            });
+            std::fs::write(self.0.path().join(BLESSING_FILE), statement).unwrap();
+        }
+    }
+
+    fn signed<T: release::Document>(content: T) -> Vec<u8> {
+        let mut envelope = Signed::new(content).unwrap();
+        for key in &development::signing_keys().unwrap()[..2] {
+            sign(&mut envelope, key).unwrap();
+        }
+        envelope.to_bytes()
+    }
+
+    fn code(result: Result<Option<Refusal>, ReleaseError>) -> &'static str {
+        result.unwrap_err().code()
+    }
+
+    #[test]
+    fn the_epoch_only_rises() {
+        let node = Node(tempfile::tempdir().unwrap());
+        assert_eq!(node.admit(Profile::Virtual, 4, "a").unwrap(), None);
+        assert_eq!(node.admit(Profile::Virtual, 6, "b").unwrap(), None);
+        assert_eq!(code(node.admit(Profile::Virtual, 5, "c")), "release-below-epoch");
+        assert_eq!(code(node.admit(Profile::Production, 6, "d")), "blessing-missing");
+        std::fs::write(node.0.path().join(SEEN_FILE), "{}").unwrap();
+        assert_eq!(code(node.admit(Profile::Virtual, 9, "e")), "seen-unreadable");
+    }
+
+    #[test]
+    fn blessings_are_obeyed_and_remembered() {
+        let node = Node(tempfile::tempdir().unwrap());
+        let golden = verify(GOLDEN, &development::root().unwrap()).unwrap();
+        node.bless(7, 1 << 40, &golden);
+        assert_eq!(node.release(&golden).unwrap(), None);
+        assert_eq!(code(node.admit(Profile::Virtual, 4, "other")), "release-not-blessed");
+        node.bless(6, 1 << 40, &golden);
+        assert_eq!(code(node.release(&golden)), "blessing-rolled-back");
+        // Expired: it goes on with what it runs, and says so.
+        node.bless(8, 2, &golden);
+        assert_eq!(node.release(&golden).unwrap().unwrap().code(), "blessing-expired");
+        std::fs::remove_file(node.0.path().join(SEEN_FILE)).unwrap();
+        assert_eq!(code(node.release(&golden)), "blessing-expired");
+    }
+}
