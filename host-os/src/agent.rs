@@ -10,9 +10,11 @@ use crate::http::{Shared, router};
 use crate::launch::Launch;
 use crate::machine::{Effect, Event, Machine, State, Time};
 use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
+use crate::operator::identity::{Identity, IdentityError};
+use crate::operator::{self, Interface};
 use crate::qmp::Notice;
 use crate::samples::{self, CpuTime, Sample};
-use crate::status::{AttestedStatus, ReasonStatus, ReleaseStatus, Status};
+use crate::status::{AttestedStatus, OperatorStatus, ReasonStatus, ReleaseStatus, Status};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -31,15 +33,18 @@ pub enum AgentError {
     #[error(transparent)]
     NodeDir(#[from] NodeDirError),
     /// A port is taken.
-    #[error("cannot listen on 127.0.0.1:{port}: {source}; choose another port with --{option}")]
+    #[error("cannot listen on {address}: {source}; choose another port with --{option}")]
     Port {
-        /// The port.
-        port: u16,
+        /// The address.
+        address: SocketAddr,
         /// Its option.
         option: &'static str,
         /// Why.
         source: std::io::Error,
     },
+    /// The host's own key cannot be used.
+    #[error("the host's own key cannot be used")]
+    HostKey(#[from] IdentityError),
     /// The operating system refuses signals.
     #[error("cannot handle signals: {0}")]
     Signals(std::io::Error),
@@ -55,6 +60,7 @@ impl AgentError {
             Self::Check(error) => error.code(),
             Self::NodeDir(error) => error.code(),
             Self::Port { .. } => "port-taken",
+            Self::HostKey(_) => "host-key-unusable",
             Self::Signals(_) | Self::Runtime(_) => "no-event-loop",
         }
     }
@@ -62,6 +68,8 @@ impl AgentError {
 
 /// The ports that are tried first when the operator chose none.
 const PREFERRED: Ports = Ports { https: 18443, http: 18080, status: 18081 };
+
+const PREFERRED_OPERATOR: u16 = 18444;
 
 /// Runs a node until it is told to stop. `record` is kept up to date in the node directory.
 pub async fn run(
@@ -100,6 +108,8 @@ pub async fn run(
     let routes = router(shared.clone());
     tokio::spawn(async move { axum::serve(status_listener, routes).await });
     tokio::spawn(watch_host(shared.clone()));
+    let operator = serve_operators(&options, &node, shared.clone()).await?;
+    shared.update(|status| status.operator = operator);
 
     let machine = Machine::new(options.policy);
     let (reports, inbox) = mpsc::channel(64);
@@ -153,8 +163,14 @@ async fn listen(
     let port = asked.unwrap_or(preferred);
     match (bind(port).await, asked) {
         (Ok(bound), _) => Ok(bound),
-        (Err(source), Some(_)) => Err(AgentError::Port { port, option, source }),
-        (Err(_), None) => bind(0).await.map_err(|source| AgentError::Port { port, option, source }),
+        (Err(source), Some(_)) => {
+            Err(AgentError::Port { address: (Ipv4Addr::LOCALHOST, port).into(), option, source })
+        }
+        (Err(_), None) => bind(0).await.map_err(|source| AgentError::Port {
+            address: (Ipv4Addr::LOCALHOST, port).into(),
+            option,
+            source,
+        }),
     }
 }
 
@@ -175,6 +191,7 @@ fn first_status(ports: Ports, memory_mib: u32) -> Status {
         accel: None,
         accel_reason: String::new(),
         memory_mib,
+        operator: None,
         hardware: None,
         sample: Sample::default(),
         uptime_s: 0,
@@ -430,6 +447,34 @@ impl Agent {
         self.guest = Some(guest);
         Ok(())
     }
+}
+
+/// Opens the operators' port, if this node has operators.
+async fn serve_operators(
+    options: &Options,
+    node: &NodeDir,
+    shared: Shared,
+) -> Result<Option<OperatorStatus>, AgentError> {
+    if !node.operators().exists() {
+        return Ok(None);
+    }
+    let identity = Identity::read_or_create(&node.host_key())?;
+    let port =
+        |address: SocketAddr| move |source| AgentError::Port { address, option: "operator-listen", source };
+    let listener = match options.ports.operator {
+        Some(address) => TcpListener::bind(address).await.map_err(port(address))?,
+        None => listen(None, PREFERRED_OPERATOR, "operator-listen").await?.0,
+    };
+    let address = listener.local_addr().map_err(port(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
+    let key_sha256 = hex::encode(identity.key_sha256);
+    tracing::info!(%address, key_sha256, "operators may connect");
+    let interface = Interface { shared, node: node.clone() };
+    tokio::spawn(async move {
+        if let Err(error) = operator::serve(listener, identity, interface).await {
+            tracing::error!(%error, "the operators' port is closed");
+        }
+    });
+    Ok(Some(OperatorStatus { address: address.to_string(), key_sha256 }))
 }
 
 /// Measures the host from time to time.

@@ -11,6 +11,7 @@ use crate::machine::Policy;
 use crate::node::{NodeDir, NodeDirError, NodeLock};
 use crate::platform::{self, CheckedPlatform};
 use release::Profile;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 /// What the agent is asked to run.
@@ -44,7 +45,7 @@ pub struct Options {
     pub policy: Policy,
 }
 
-/// Ports on 127.0.0.1; `None` leaves the choice to the agent.
+/// Ports, on 127.0.0.1 but for the operators'; `None` leaves the choice to the agent.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PortChoice {
     /// The guest's HTTPS interface.
@@ -53,6 +54,8 @@ pub struct PortChoice {
     pub http: Option<u16>,
     /// Status and metrics.
     pub status: Option<u16>,
+    /// Address and port of the operators' interface.
+    pub operator: Option<SocketAddr>,
 }
 
 /// Why nothing is launched.

@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use release::Profile;
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -92,6 +93,10 @@ pub struct GuestArgs {
     /// Port on 127.0.0.1 of status and metrics [default: 18081, or a free one]
     #[arg(long, value_name = "PORT")]
     pub status_port: Option<u16>,
+    /// Address and port of the operators' interface; it is open if the node has an operators.json
+    /// [default: 127.0.0.1:18444, or a free port]
+    #[arg(long, value_name = "ADDRESS")]
+    pub operator_listen: Option<SocketAddr>,
     /// How to execute the guest
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     pub accel: AccelArg,
@@ -171,6 +176,9 @@ impl GuestArgs {
                 option(name, port.to_string().into());
             }
         }
+        if let Some(address) = &self.operator_listen {
+            option("--operator-listen", address.to_string().into());
+        }
         if let Some(accel) = self.accel.to_possible_value() {
             option("--accel", accel.get_name().into());
         }
@@ -195,7 +203,12 @@ impl GuestArgs {
             vcpu_type: guest.vcpu_type.clone(),
             nvram_bytes: u64::from(guest.nvram) << 20,
             disk_bytes: u64::from(guest.disk) << 20,
-            ports: PortChoice { https: guest.https_port, http: guest.http_port, status: guest.status_port },
+            ports: PortChoice {
+                https: guest.https_port,
+                http: guest.http_port,
+                status: guest.status_port,
+                operator: guest.operator_listen,
+            },
             accel: match guest.accel {
                 AccelArg::Auto => Choice::Auto,
                 AccelArg::Kvm => Choice::Kvm,
@@ -328,6 +341,7 @@ pub fn exit_code(error: &AgentError) -> u8 {
         AgentError::NodeDir(NodeDirError::Running(_)) => 7,
         AgentError::Check(_)
         | AgentError::NodeDir(_)
+        | AgentError::HostKey(_)
         | AgentError::Port { .. }
         | AgentError::Signals(_)
         | AgentError::Runtime(_) => 1,

@@ -37,6 +37,11 @@ impl Shared {
         self.history.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
     }
 
+    /// The last hour, oldest first.
+    pub(crate) fn history(&self) -> Vec<Sample> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner).iter().copied().collect()
+    }
+
     pub(crate) fn read(&self) -> Status {
         let mut status = self.status.lock().unwrap_or_else(PoisonError::into_inner).clone();
         status.uptime_s = self.started.elapsed().as_secs();

@@ -13,6 +13,7 @@
 //! | [`pid1`] | PID 1 of the host's image: mounts, the verified root, the agent's process |
 //! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
 //! | [`attest`], `tls`, `gateway` | evidence of the guest, and the way to it |
+//! | [`operator`] | HTTPS for the node's operators, by their keys |
 //! | [`agent`], [`http`], [`cli`] | the loop that joins them, its status port, its command line |
 //!
 //! The host is trusted for availability only. Nothing here can make a guest pass for what it is not: a verifier
@@ -34,6 +35,7 @@ pub mod http;
 pub mod launch;
 pub mod machine;
 pub mod node;
+pub mod operator;
 pub mod page;
 pub mod pid1;
 pub mod platform;

@@ -7,7 +7,8 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// What a node directory holds, as the names in it. `wipe` removes these, but for the certificates, and nothing else.
+/// What a node directory holds, as the names in it. `wipe` removes these, but for certificates, operators
+/// and the host's key, and nothing else.
 mod name {
     pub(super) const LOCK: &str = "lock";
     pub(super) const NVRAM: &str = "nvram.img";
@@ -18,6 +19,8 @@ mod name {
     pub(super) const AGENT_LOG: &str = "agent.log";
     pub(super) const RECORD: &str = "agent.json";
     pub(super) const KVM: &str = "kvm-probe.json";
+    pub(super) const OPERATORS: &str = "operators.json";
+    pub(super) const HOST_KEY: &str = "host-key.pem";
 }
 
 /// Why the node directory could not be used.
@@ -89,6 +92,16 @@ impl NodeDir {
     /// Where the agent's own log goes.
     pub fn agent_log(&self) -> PathBuf {
         self.0.join(name::AGENT_LOG)
+    }
+
+    /// Who may operate the node ([`crate::operator::keys::Operators`]); without it there is no operator interface.
+    pub fn operators(&self) -> PathBuf {
+        self.0.join(name::OPERATORS)
+    }
+
+    /// The host's own TLS key.
+    pub fn host_key(&self) -> PathBuf {
+        self.0.join(name::HOST_KEY)
     }
 
     /// Directory of the simulated secure processor's identity.
@@ -278,7 +291,7 @@ pub struct End {
 }
 
 /// Replaces `path` by `content` in one step.
-pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
     let mut file = open_options().write(true).create(true).truncate(true).open(&temporary)?;

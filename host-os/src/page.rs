@@ -121,6 +121,10 @@ fn identity(out: &mut String, status: &Status, now: u64) -> fmt::Result {
         rows.push(("Manifest", release.digest.clone()));
         rows.push(("Expected measurement", release.measurement.clone()));
     }
+    if let Some(operator) = &status.operator {
+        rows.push(("Operators' port", operator.address.clone()));
+        rows.push(("Host's key (SHA-256)", operator.key_sha256.clone()));
+    }
     facts(out, "Identity", &rows)
 }
 

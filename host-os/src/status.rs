@@ -44,12 +44,23 @@ pub struct Status {
     pub accel_reason: String,
     /// Size of the guest's memory in MiB.
     pub memory_mib: u32,
+    /// Where operators may connect, if the node has any.
+    pub operator: Option<OperatorStatus>,
     /// How this machine compares with its hardware specification, once that was checked.
     pub hardware: Option<HardwareStatus>,
     /// The last figures of the host.
     pub sample: Sample,
     /// Seconds since the agent started.
     pub uptime_s: u64,
+}
+
+/// The operators' port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OperatorStatus {
+    /// Address and port.
+    pub address: String,
+    /// SHA-256 of the host's TLS key (SubjectPublicKeyInfo), hexadecimal.
+    pub key_sha256: String,
 }
 
 /// How the machine compares with a hardware specification.
@@ -293,6 +304,7 @@ pub(crate) mod tests {
             accel: Some(Accel::Tcg),
             accel_reason: "as asked".into(),
             memory_mib: 1024,
+            operator: None,
             hardware: None,
             sample: Sample::default(),
             uptime_s: 20,

@@ -30,7 +30,7 @@ impl Judge for Pinned {
         let key: KeyHash = Sha256::digest(public_key(certificate)?).into();
         match self.0 {
             Some(pin) if pin != key => {
-                Err(Error::General("the guest's TLS key is not the one that its evidence proved".into()))
+                Err(Error::General("its TLS key is not the one that was proved or given".into()))
             }
             _ => Ok(()),
         }
@@ -84,9 +84,9 @@ pub(crate) fn public_key(certificate: &CertificateDer<'_>) -> Result<Vec<u8>, Er
 
 /// Checks that the server holds the private key to a certificate that the judge takes.
 #[derive(Debug)]
-struct Verifier {
-    judge: Arc<dyn Judge>,
-    provider: Arc<CryptoProvider>,
+pub(crate) struct Verifier {
+    pub(crate) judge: Arc<dyn Judge>,
+    pub(crate) provider: Arc<CryptoProvider>,
 }
 
 impl ServerCertVerifier for Verifier {

@@ -1,0 +1,124 @@
+//! The routes, and who may use them.
+
+use super::bundle;
+use super::keys::Operators;
+use super::serve::Interface;
+use crate::status::metrics;
+use axum::extract::{Query, Request, State};
+use axum::http::{StatusCode, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use axum::{Router, routing::get};
+use serde::Deserialize;
+use serde_json::json;
+
+/// The key that the client of a connection proved to hold.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ClientKey(pub(super) Option<[u8; 32]>);
+
+pub(super) fn router(interface: Interface) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/health", get(health))
+        .route("/v1/metrics", get(figures))
+        .route("/v1/logs", get(logs))
+        .route("/v1/support", get(support))
+        .fallback(async || error(StatusCode::NOT_FOUND, "no-such-path", "there is nothing at this path"))
+        .layer(from_fn_with_state(interface.clone(), only_operators))
+        .with_state(interface)
+}
+
+fn error(status: StatusCode, code: &str, message: impl std::fmt::Display) -> Response {
+    let body = json!({ "error": { "code": code, "message": message.to_string() } }).to_string();
+    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// Judges each request anew, by the file as it is then: a key that is revoked does not outlive it in a connection.
+async fn only_operators(State(interface): State<Interface>, request: Request, next: Next) -> Response {
+    let key = request.extensions().get::<ClientKey>().and_then(|key| key.0);
+    let path = interface.node.operators();
+    let operators = match std::fs::read(&path)
+        .map_err(|error| error.to_string())
+        .and_then(|bytes| Operators::from_json(&bytes).map_err(|error| error.to_string()))
+    {
+        Ok(operators) => operators,
+        Err(why) => {
+            tracing::error!(path = %path.display(), why, "the list of operators cannot be used");
+            return error(
+                StatusCode::FORBIDDEN,
+                "operators-unusable",
+                "the node's list of operators cannot be used",
+            );
+        }
+    };
+    match operators.judge(key.as_ref(), std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()) {
+        Ok(operator) => {
+            tracing::info!(operator = operator.name, method = %request.method(), path = request.uri().path(), "operator");
+            next.run(request).await
+        }
+        Err(refusal) => {
+            tracing::warn!(code = refusal.code(), "an operator's request is refused: {refusal}");
+            error(StatusCode::FORBIDDEN, refusal.code(), refusal)
+        }
+    }
+}
+
+async fn status(State(interface): State<Interface>) -> Response {
+    axum::Json(interface.shared.read()).into_response()
+}
+
+async fn health(State(interface): State<Interface>) -> Response {
+    let state = interface.shared.read().state;
+    let code = if state == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, format!("{state}\n")).into_response()
+}
+
+async fn figures(State(interface): State<Interface>) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics(&interface.shared.read())).into_response()
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Logs {
+    #[serde(default)]
+    file: LogFile,
+    #[serde(default = "hundred")]
+    lines: usize,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+enum LogFile {
+    #[default]
+    Agent,
+    Console,
+}
+
+fn hundred() -> usize {
+    100
+}
+
+async fn logs(State(interface): State<Interface>, Query(asked): Query<Logs>) -> Response {
+    let path = match asked.file {
+        LogFile::Agent => interface.node.agent_log(),
+        LogFile::Console => interface.node.console_log(),
+    };
+    match tokio::task::spawn_blocking(move || bundle::last_lines(&path, asked.lines)).await {
+        Ok(Ok(text)) => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response(),
+        Ok(Err(why)) => error(StatusCode::NOT_FOUND, "no-log", why),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "no-log", why),
+    }
+}
+
+async fn support(State(interface): State<Interface>) -> Response {
+    let packed = tokio::task::spawn_blocking(move || {
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        let Interface { shared, node, .. } = interface;
+        bundle::pack(&shared.read(), &shared.history(), &node, now)
+    });
+    match packed.await {
+        Ok(Ok(tar)) => ([(header::CONTENT_TYPE, "application/x-tar")], tar).into_response(),
+        Ok(Err(why)) => error(StatusCode::INTERNAL_SERVER_ERROR, "no-bundle", why),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "no-bundle", why),
+    }
+}

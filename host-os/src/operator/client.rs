@@ -1,0 +1,251 @@
+//! The operator's side: one request to a node's operator interface.
+
+use super::identity::Identity;
+use super::tls::client_config;
+use crate::http::{GetError, get_once};
+use hyper::body::Bytes;
+use rustls::pki_types::ServerName;
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Patience for one request.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longest answer: a support bundle.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum OperateError {
+    /// No connection.
+    #[error("cannot connect to {node}: {source}; check the address, and that the node has operators")]
+    Connect {
+        /// The node.
+        node: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The node is another, or speaks no TLS.
+    #[error("no TLS with {node}: {source}; the node's key must be the one given with --node-key")]
+    Tls {
+        /// The node.
+        node: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The operator's key cannot be used for TLS.
+    #[error("the operator's key cannot be used")]
+    Key(#[source] rustls::Error),
+    /// The node refuses.
+    #[error("{message}")]
+    Refused {
+        /// The node's code for it.
+        code: String,
+        /// In words.
+        message: String,
+    },
+    /// No proper answer.
+    #[error("{node} gives no answer")]
+    Answer {
+        /// The node.
+        node: String,
+        /// Why.
+        source: GetError,
+    },
+    /// Too slow.
+    #[error("{node} did not answer within {} s", PATIENCE.as_secs())]
+    Timeout {
+        /// The node.
+        node: String,
+    },
+}
+
+impl OperateError {
+    /// A short fixed name, for scripts and tests; the node's own if it refuses.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Connect { .. } => "node-unreachable",
+            Self::Tls { .. } => "node-key-differs",
+            Self::Key(_) => "operator-key-unusable",
+            Self::Refused { code, .. } => code,
+            Self::Answer { .. } => "node-answer-unusable",
+            Self::Timeout { .. } => "node-silent",
+        }
+    }
+}
+
+/// `GET path` of the node at `node` ("host:port"), whose key has this hash.
+pub async fn get(
+    node: &str,
+    node_key: [u8; 32],
+    identity: Option<&Identity>,
+    path: &str,
+) -> Result<Bytes, OperateError> {
+    let connector = TlsConnector::from(client_config(identity, node_key).map_err(OperateError::Key)?);
+    let name = node.to_owned();
+    let request = async {
+        let connect = |source| OperateError::Connect { node: name.clone(), source };
+        let stream = TcpStream::connect(node).await.map_err(connect)?;
+        let address = stream.peer_addr().map_err(connect)?;
+        let tls = |source| OperateError::Tls { node: name.clone(), source };
+        let stream =
+            connector.connect(ServerName::IpAddress(address.ip().into()), stream).await.map_err(tls)?;
+        get_once(stream, node, path, MAX_ANSWER).await.map_err(|source| refused(&name, source))
+    };
+    tokio::time::timeout(PATIENCE, request)
+        .await
+        .unwrap_or_else(|_| Err(OperateError::Timeout { node: name.clone() }))
+}
+
+/// What the node said in its own form, if it did.
+fn refused(node: &str, error: GetError) -> OperateError {
+    if let GetError::Refused { body, .. } = &error
+        && let Ok(value) = serde_json::from_str::<serde_json::Value>(body)
+        && let (Some(code), Some(message)) =
+            (value["error"]["code"].as_str(), value["error"]["message"].as_str())
+    {
+        return OperateError::Refused { code: code.to_owned(), message: message.to_owned() };
+    }
+    OperateError::Answer { node: node.to_owned(), source: error }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Shared;
+    use crate::node::NodeDir;
+    use crate::operator::keys::{Operator, Operators};
+    use crate::operator::{Interface, serve};
+    use std::net::SocketAddr;
+    use std::time::Instant;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    struct Server {
+        address: SocketAddr,
+        key: [u8; 32],
+        directory: tempfile::TempDir,
+    }
+
+    impl Server {
+        async fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let node = NodeDir::at(directory.path());
+            let identity = Identity::create(&node.host_key()).unwrap();
+            let key = identity.key_sha256;
+            let shared = Shared::new(crate::status::tests::example(), Instant::now());
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap();
+            std::fs::write(node.agent_log(), "one\ntwo\n").unwrap();
+            tokio::spawn(serve(listener, identity, Interface { shared, node }));
+            Self { address, key, directory }
+        }
+
+        /// Enters this key alone.
+        fn allow(&self, key_sha256: [u8; 32], not_after_unix_s: Option<u64>, revoked: bool) {
+            let operator = Operator { name: "alice".into(), key_sha256, not_after_unix_s, revoked };
+            let list = Operators { version: 1, operators: vec![operator] };
+            let path = NodeDir::at(self.directory.path()).operators();
+            std::fs::write(path, serde_json::to_vec(&list).unwrap()).unwrap();
+        }
+
+        async fn get(&self, identity: Option<&Identity>, path: &str) -> Result<Bytes, OperateError> {
+            get(&self.address.to_string(), self.key, identity, path).await
+        }
+    }
+
+    fn alice(directory: &tempfile::TempDir) -> Identity {
+        Identity::create(&directory.path().join("alice.pem")).unwrap()
+    }
+
+    #[tokio::test]
+    async fn an_operator_sees_status_logs_and_bundle() {
+        let server = Server::start().await;
+        let alice = alice(&server.directory);
+        server.allow(alice.key_sha256, None, false);
+        let status = server.get(Some(&alice), "/v1/status").await.unwrap();
+        let status: crate::status::Status = serde_json::from_slice(&status).unwrap();
+        assert_eq!(status.state, "ready");
+        assert_eq!(server.get(Some(&alice), "/v1/logs?lines=1").await.unwrap(), "two\n");
+        assert!(server.get(Some(&alice), "/v1/support").await.unwrap().len() > 1024);
+        assert_eq!(server.get(Some(&alice), "/v1/other").await.unwrap_err().code(), "no-such-path");
+    }
+
+    #[tokio::test]
+    async fn no_wrong_expired_and_revoked_keys_are_refused_by_name() {
+        let server = Server::start().await;
+        let alice = alice(&server.directory);
+        let refused =
+            async |identity| server.get(identity, "/v1/status").await.unwrap_err().code().to_owned();
+        assert_eq!(refused(Some(&alice)).await, "operators-unusable", "there is no list");
+        server.allow([7; 32], None, false);
+        assert_eq!(refused(None).await, "operator-key-missing");
+        assert_eq!(refused(Some(&alice)).await, "operator-key-unknown");
+        server.allow(alice.key_sha256, Some(1), false);
+        assert_eq!(refused(Some(&alice)).await, "operator-key-expired");
+        server.allow(alice.key_sha256, None, true);
+        assert_eq!(refused(Some(&alice)).await, "operator-key-revoked");
+        // Not the path decides.
+        assert_eq!(server.get(Some(&alice), "/v1/other").await.unwrap_err().code(), "operator-key-revoked");
+        server.allow(alice.key_sha256, None, false);
+        assert!(server.get(Some(&alice), "/v1/status").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn another_node_in_its_place_is_noticed() {
+        let server = Server::start().await;
+        let alice = alice(&server.directory);
+        let error = get(&server.address.to_string(), [0; 32], Some(&alice), "/v1/status").await.unwrap_err();
+        assert_eq!(error.code(), "node-key-differs");
+    }
+
+    #[tokio::test]
+    async fn a_key_in_the_certificate_that_the_client_does_not_hold_is_refused() {
+        let server = Server::start().await;
+        let alice = alice(&server.directory);
+        let mut thief = Identity::create(&server.directory.path().join("thief.pem")).unwrap();
+        server.allow(alice.key_sha256, None, false);
+        thief.certificate = alice.certificate.clone();
+        assert!(server.get(Some(&thief), "/v1/status").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn garbage_leaves_the_port_open_for_operators() {
+        let server = Server::start().await;
+        let alice = alice(&server.directory);
+        server.allow(alice.key_sha256, None, false);
+        let mut random = 88_172_645_463_325_252u64;
+        for _ in 0..10_000 {
+            let mut stream = TcpStream::connect(server.address).await.unwrap();
+            let garbage: Vec<u8> = (0..random % 300)
+                .map(|_| {
+                    random ^= random << 13;
+                    random ^= random >> 7;
+                    random ^= random << 17;
+                    random as u8
+                })
+                .collect();
+            let _ = stream.write_all(&garbage).await;
+            let _ = stream.shutdown().await;
+            let _ = stream.read(&mut [0; 64]).await;
+        }
+        // And the same within TLS.
+        let connector = TlsConnector::from(client_config(Some(&alice), server.key).unwrap());
+        for request in [
+            "GET",
+            "\0\0\0\0\r\n\r\n",
+            "GET /v1/logs?lines=-1 HTTP/1.1\r\nHost: x\r\n\r\n",
+            "POST /v1/status HTTP/9\r\n\r\n",
+        ] {
+            let stream = TcpStream::connect(server.address).await.unwrap();
+            let name = ServerName::IpAddress(server.address.ip().into());
+            let mut stream = connector.connect(name, stream).await.unwrap();
+            stream.write_all(request.as_bytes()).await.unwrap();
+            stream.shutdown().await.unwrap();
+            let mut answer = Vec::new();
+            let _ = stream.read_to_end(&mut answer).await;
+            assert!(!answer.starts_with(b"HTTP/1.1 200"), "{request:?}");
+        }
+        assert!(server.get(Some(&alice), "/v1/health").await.is_ok());
+    }
+}

@@ -1,0 +1,21 @@
+//! The operator's way to the node: HTTPS with the operator's key, whoever has none of the listed keys is refused.
+//!
+//! | path | gives |
+//! |---|---|
+//! | `GET /v1/status` | [`crate::status::Status`] as JSON |
+//! | `GET /v1/health` | the state; 200 when ready, else 503 |
+//! | `GET /v1/metrics` | Prometheus text |
+//! | `GET /v1/logs?file=agent\|console&lines=N` | the last lines |
+//! | `GET /v1/support` | a support bundle: tar of all of these, with figures of the last hour and the older logs |
+//!
+//! Errors are JSON: `{"error": {"code", "message"}}`. Every request and refusal is logged with the operator's name.
+
+mod api;
+pub mod bundle;
+pub mod client;
+pub mod identity;
+pub mod keys;
+mod serve;
+mod tls;
+
+pub(crate) use serve::{Interface, serve};
