@@ -42,6 +42,7 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("sbverify", &["sbsigntool"], "oracle for Secure Boot signatures"),
     &need("sfdisk", &["fdisk"], "oracle for the partition table"),
     &need("veritysetup", &["cryptsetup-bin"], "oracle for hash trees"),
+    &need("swtpm", &["swtpm"], "is the TPM of machines that are installed"),
     // The interpreter alone is not enough: Debian keeps what a virtual environment needs in another package.
     &need("/usr/share/doc/python3-venv", &["python3-venv"], "oracle for launch measurements"),
 ];
