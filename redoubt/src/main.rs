@@ -2,6 +2,7 @@
 
 mod attest;
 mod hardware;
+mod heap;
 mod id_block;
 mod image;
 mod logs;
@@ -47,6 +48,9 @@ enum Command {
     /// Build releases from locked inputs; rebuild and compare them
     #[command(subcommand)]
     Image(image::Image),
+    /// Look at a heap's medium, check it, rescue what it holds; never changes it
+    #[command(subcommand)]
+    Heap(heap::HeapCommand),
     /// The host agent itself, as `up` starts it
     #[command(hide = true)]
     HostOs(Box<host_os::cli::RunArgs>),
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Command::Hw(args) => hardware::run(&args),
         Command::Release(args) => releases::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Heap(args) => heap::run(&args),
         Command::HostOs(args) => return ExitCode::from(host_os::cli::run(&args)),
     };
     output.finish(result)
