@@ -5,9 +5,9 @@ use crate::tools;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-/// What `cargo bench -p execution` prints.
+/// What `cargo bench -p execution` and `cargo bench -p heap` print.
 #[derive(Deserialize)]
-struct Measured {
+pub(super) struct Measured {
     rows: Vec<Figure>,
     notes: Vec<String>,
 }
@@ -28,10 +28,17 @@ pub(crate) fn measure() -> Result<Table> {
     let bench = ["bench", "--quiet", "--locked", "-p", "execution", "--features", "bench"];
     let text = tools::output(tools::command("cargo").args(bench))?;
     let measured: Measured = serde_json::from_str(&text).context("the benchmark of execution")?;
-    let rows = measured.rows.into_iter().map(|figure| {
-        let Figure { figure, unit, ours, reference, target, of_ratio } = figure;
-        let unit = if unit == "ms" { "ms" } else { "us" };
-        Row { figure, unit, ours, reference: Some(reference), target, of_ratio }
-    });
-    Ok(Table { rows: rows.collect(), notes: measured.notes })
+    Ok(measured.table())
+}
+
+impl Measured {
+    /// As a table.
+    pub(super) fn table(self) -> Table {
+        let rows = self.rows.into_iter().map(|figure| {
+            let Figure { figure, unit, ours, reference, target, of_ratio } = figure;
+            let unit = if unit == "ms" { "ms" } else { "us" };
+            Row { figure, unit, ours, reference: Some(reference), target, of_ratio }
+        });
+        Table { rows: rows.collect(), notes: self.notes }
+    }
 }

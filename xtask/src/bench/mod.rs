@@ -3,8 +3,10 @@
 mod attest;
 mod boot;
 mod execution;
+mod heap;
 mod image;
 mod measure;
+mod plot;
 mod table;
 
 use crate::Consent;
@@ -25,6 +27,9 @@ pub(crate) struct Options {
     /// Image: also build everything from an empty cache, which takes about an hour on two cores
     #[arg(long)]
     full: bool,
+    /// Also write the page and its plots in docs (heap only)
+    #[arg(long)]
+    docs: bool,
     #[command(flatten)]
     consent: Consent,
 }
@@ -35,7 +40,7 @@ enum Name {
     Attest,
     /// Image size, time to the first answer, memory at idle
     Boot,
-    /// The heap, and execution on it
+    /// The heap, execution on it, and other embedded stores
     Heap,
     /// Building the images: times and sizes
     Image,
@@ -49,7 +54,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             table
         }
         Name::Boot => boot::measure(options.consent, options.runs)?,
-        Name::Heap => execution::measure()?,
+        Name::Heap => heap::measure(options.docs)?,
         Name::Image => image::measure(options.consent, options.full, options.runs)?,
     };
     table.print(options.json)

@@ -25,10 +25,34 @@ impl Row {
         self.reference.map(|reference| self.ours / reference)
     }
 
-    fn met(&self) -> bool {
-        let judged = if self.of_ratio { self.ratio() } else { Some(self.ours) };
-        judged.is_some_and(|value| value <= self.target)
+    /// What the target is for.
+    pub(crate) fn judged(&self) -> Option<f64> {
+        if self.of_ratio { self.ratio() } else { Some(self.ours) }
     }
+
+    pub(crate) fn met(&self) -> bool {
+        self.judged().is_some_and(|value| value <= self.target)
+    }
+
+    fn verdict(&self) -> &'static str {
+        if self.met() { "met" } else { "missed" }
+    }
+
+    fn shown_target(&self) -> String {
+        format!("<= {}{}", self.target, if self.of_ratio { " ratio" } else { "" })
+    }
+
+    /// As a line of a table in Markdown.
+    pub(crate) fn markdown(&self) -> String {
+        let Self { figure, unit, ours, .. } = self;
+        let (reference, ratio) = (shown(self.reference), shown(self.ratio()));
+        let (target, verdict) = (self.shown_target().replace('<', "&lt;"), self.verdict());
+        format!("| {figure} ({unit}) | {ours:.2} | {reference} | {ratio} | {target} | {verdict} |\n")
+    }
+}
+
+fn shown(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}"))
 }
 
 /// All figures of one benchmark, with what a reader must know about them.
@@ -61,15 +85,14 @@ impl Table {
         }
         println!("{:<52}{:>10}{:>12}{:>8}{:>14}  verdict", "figure", "ours", "reference", "ratio", "target");
         for row in &self.rows {
-            let optional = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.2}"));
             println!(
                 "{:<52}{:>10.2}{:>12}{:>8}{:>14}  {}",
                 format!("{} ({})", row.figure, row.unit),
                 row.ours,
-                optional(row.reference),
-                optional(row.ratio()),
-                format!("<= {}{}", row.target, if row.of_ratio { " ratio" } else { "" }),
-                if row.met() { "met" } else { "missed" }
+                shown(row.reference),
+                shown(row.ratio()),
+                row.shown_target(),
+                row.verdict()
             );
         }
         for note in &self.notes {
