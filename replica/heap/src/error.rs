@@ -121,6 +121,32 @@ pub enum OpenError {
     },
 }
 
+impl OpenError {
+    /// Fixed name of the kind of error, in kebab-case, for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Media(_) => "medium-failed",
+            Self::Seal(_) => "cannot-seal",
+            Self::OtherKind { .. } => "other-kind-of-medium",
+            Self::TooSmall { .. } => "medium-too-small",
+            Self::Blank => "medium-blank",
+            Self::Wiped => "medium-wiped",
+            Self::Foreign => "not-a-heap",
+            Self::UnknownVersion { .. } => "unknown-version",
+            Self::OtherKey { .. } => "other-key",
+            Self::OtherMedia { .. } => "other-medium",
+            Self::SuperblocksDamaged => "superblocks-damaged",
+            Self::Truncated { .. } => "medium-truncated",
+            Self::LogDamaged { .. } => "log-damaged",
+            Self::WatermarksDamaged => "watermarks-damaged",
+            Self::Malformed { .. } => "malformed-record",
+            Self::Index(_) => "index-damaged",
+            Self::NoRoom => "no-room",
+            Self::RolledBack { .. } => "rolled-back",
+        }
+    }
+}
+
 /// Why a commit was refused or failed.
 #[derive(Debug, Error)]
 pub enum CommitError {

@@ -3,11 +3,13 @@
 //! Nothing of it is done by a commit: whoever wants the root at some height gives [`Merkle::update`] the snapshot of
 //! that height, on any thread, and pays for what changed since the last one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::hash::BuildHasherDefault;
 
 use super::batch::{PAGE, Page, SpaceId};
 use super::block::Ref;
 use super::error::ReadError;
+use super::recent::Mix;
 use super::record::Meta;
 use super::snapshot::Snapshot;
 
@@ -16,9 +18,10 @@ pub type Hash = [u8; 32];
 
 /// Stands for a page or a subtree that is all zeros.
 const NONE: Hash = [0; 32];
-const FAN: usize = PAGE / NONE.len();
+/// Few enough that scattered pages cost little above them, many enough that dense ones do.
+const FAN: usize = 16;
 /// Levels of nodes above the pages: enough for the longest space.
-const LEVELS: usize = 6;
+const LEVELS: usize = 9;
 
 /// Hashes of all pages and values of a snapshot, and the root over them: 64 bytes for each page that is not zeros.
 ///
@@ -41,23 +44,20 @@ struct Keys {
 #[derive(Default)]
 struct Space {
     pages: u64,
-    lowest: BTreeMap<u64, Lowest>,
-    upper: [BTreeMap<u64, Box<Node>>; LEVELS - 1],
+    lowest: Nodes<Lowest>,
+    upper: [Nodes<Node>; LEVELS - 1],
     root: Hash,
 }
 
 type Node = [Hash; FAN];
+/// Nodes of a level, by number.
+type Nodes<T> = HashMap<u64, Box<T>, BuildHasherDefault<Mix>>;
 
 /// Pages of a lowest node: what they were hashed from, and the hashes.
+#[derive(Default)]
 struct Lowest {
-    references: Box<[Ref; FAN]>,
-    hashes: Box<Node>,
-}
-
-impl Default for Lowest {
-    fn default() -> Self {
-        Self { references: Box::new([Ref::NONE; FAN]), hashes: Box::new([NONE; FAN]) }
-    }
+    references: [Ref; FAN],
+    hashes: Node,
 }
 
 struct Value {

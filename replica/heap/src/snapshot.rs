@@ -177,6 +177,11 @@ impl Snapshot {
         }
     }
 
+    /// All metadata keys, ascending; the values are not read.
+    pub fn meta_keys(&self) -> Result<Vec<Vec<u8>>, ReadError> {
+        Ok(self.metas()?.into_iter().map(|(key, _)| key).collect())
+    }
+
     /// Metadata whose keys begin with `prefix`, in ascending order of the keys.
     pub fn meta_range(&self, prefix: &[u8]) -> Result<Vec<Entry>, ReadError> {
         let view = &self.0.view;

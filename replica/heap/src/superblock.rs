@@ -100,6 +100,13 @@ impl Superblock {
         out
     }
 
+    /// What bytes say that nobody has authenticated: version and fields.
+    pub(crate) fn peek(bytes: &[u8; SUPERBLOCK]) -> Option<(u32, Self)> {
+        let mut fields = Fields(bytes);
+        (fields.array()? == MAGIC).then_some(())?;
+        Some((fields.u32()?, Self::decode(bytes)?))
+    }
+
     fn decode(bytes: &[u8]) -> Option<Self> {
         let mut fields = Fields(bytes);
         fields.take(MAGIC.len() + 4)?;

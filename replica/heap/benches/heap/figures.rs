@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use heap::{BarMedia, Batch, Heap, Key, Media, OpenOptions, PAGE, Page, SpaceId};
+use heap::{BarMedia, Batch, FileMedia, Heap, Key, Media, Merkle, OpenOptions, PAGE, Page, SpaceId};
 use serde_json::Value;
 
 use crate::reference::{Aead, Destination};
@@ -11,7 +11,8 @@ use crate::{Failure, Scratch, clock, median, row};
 type Measure = fn(&mut Vec<Value>) -> Result<(), Failure>;
 
 /// All of them, by name.
-pub(crate) const ALL: [(&str, Measure); 1] = [("commit", commits)];
+pub(crate) const ALL: [(&str, Measure); 3] =
+    [("commit", commits), ("merkle", merkle), ("recovery", recovery)];
 
 const SHARED: &str = "/dev/shm";
 /// Pages of the memory that is committed; 256 MiB, far above the caches.
@@ -104,5 +105,81 @@ fn commits(rows: &mut Vec<Value>) -> Result<(), Failure> {
             });
         }
     }
+    Ok(())
+}
+
+/// The root of 1000 pages that changed, of a memory of 256 MiB, beside hashing each of them.
+fn merkle(rows: &mut Vec<Value>) -> Result<(), Failure> {
+    let memory = memory();
+    let scratch = Scratch::new(Path::new(SHARED), "merkle");
+    let mut heap = create(shared(&scratch.0, MEDIUM)?, &Key::new([7; 32]))?;
+    let all: Vec<usize> = (0..MEMORY).collect();
+    all.chunks(1000).try_for_each(|pages| commit(&mut heap, &memory, pages))?;
+    let mut merkle = Merkle::new();
+    let held = |_, page: u64| memory.get(page as usize);
+    merkle.update_from(&heap.snapshot(), held)?;
+    let mut random = Random(88_172_645_463_325_252);
+    for (reach, name) in [(MEMORY, "anywhere in 256 MiB"), (MEMORY / 16, "within 16 MiB")] {
+        let (mut ours, mut bare) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            let mut pages: Vec<usize> = (0..1000).map(|_| random.below(reach)).collect();
+            pages.sort_unstable();
+            pages.dedup();
+            commit(&mut heap, &memory, &pages)?;
+            let snapshot = heap.snapshot();
+            let start = clock();
+            for page in &pages {
+                std::hint::black_box(blake3::hash(&memory[*page]));
+            }
+            let middle = clock();
+            merkle.update_from(&snapshot, held)?;
+            ours.push(clock() - middle);
+            bare.push(middle - start);
+        }
+        let figure = format!("Merkle root of 1000 pages, {name} / blake3");
+        rows.push(row(figure, median(&mut ours), median(&mut bare), 1.5));
+    }
+    Ok(())
+}
+
+/// Opening a heap that holds 16 GiB and one that holds 16 MiB, in files, after equally many commits since the last
+/// checkpoint. Wall time, since most of it is waiting for the disk.
+fn recovery(rows: &mut Vec<Value>) -> Result<(), Failure> {
+    let directory = std::env::var_os("HEAP_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
+    let memory = memory();
+    let mut seconds = Vec::new();
+    for (pages, name) in [(4096u64, "small"), (4 << 20, "large")] {
+        let scratch = Scratch::new(&directory, name);
+        let key = Key::new([7; 32]);
+        let open = || FileMedia::open_or_create(&scratch.0, 20 << 30);
+        let mut heap = create(Box::new(open()?), &key)?;
+        let numbers: Vec<u64> = (0..pages).collect();
+        for numbers in numbers.chunks(4096) {
+            let mut batch = Batch::new();
+            for page in numbers {
+                batch.put_page(SpaceId(1), *page, &memory[*page as usize % MEMORY]);
+            }
+            heap.submit(&batch)?;
+        }
+        heap.checkpoint()?;
+        let tail: Vec<usize> = (0..4096).collect();
+        for pages in tail.chunks(10) {
+            commit(&mut heap, &memory, pages)?;
+        }
+        drop(heap);
+        let mut times = Vec::new();
+        for _ in 0..9 {
+            let media = Box::new(open()?);
+            let start = std::time::Instant::now();
+            let (heap, recovery) = Heap::open(media, &key, &OpenOptions::default())?;
+            times.push(start.elapsed().as_secs_f64());
+            if recovery.replayed < 400 {
+                return Err("the log was shorter than it should be".into());
+            }
+            drop(heap);
+        }
+        seconds.push(median(&mut times));
+    }
+    rows.push(row("recovery of 16 GiB / of 16 MiB".to_owned(), seconds[1], seconds[0], 1.2));
     Ok(())
 }
