@@ -2,7 +2,11 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "test helpers fail the test")]
 
-use attestation::{EvidenceKind, Measurement, binding::Role, report::GuestPolicy};
+use attestation::{
+    EvidenceKind, Measurement,
+    binding::{Binding, Freshness, Role},
+    report::GuestPolicy,
+};
 use release::{
     ApprovedManifest, Blessing, Document, Envelope, Manifest, Profile, Purpose, Revoked, Root, Seen, Signed,
     blessing, development, sign, verify,
@@ -103,7 +107,8 @@ fn the_blessed_successor_gets_the_key() {
 #[test]
 fn everybody_else_is_refused_by_name() {
     let another = |old, new| Channel { old, new }.report_data(KIND, Role::HandOverNew, NONCE);
-    let cases: [(&str, &dyn Fn(&mut Case)); 18] = [
+    type Change<'a> = &'a dyn Fn(&mut Case);
+    let cases: [(&str, Change<'_>); 18] = [
         ("hand-over-other-kind", &|case| case.peer.kind = EvidenceKind::Snp),
         ("hand-over-other-chip", &|case| case.peer.chip_id[63] = 2),
         // An old nonce.
@@ -187,6 +192,18 @@ fn the_new_guest_judges_the_old_one() {
     assert_eq!(accept(&|peer| peer.measurement.0[9] ^= 1), Err("hand-over-unblessed"));
     assert_eq!(accept(&|peer| peer.policy.0 |= GuestPolicy::DEBUG), Err("hand-over-debug-guest"));
     assert_eq!(accept(&|peer| peer.kind = EvidenceKind::Snp), Err("hand-over-other-kind"));
+}
+
+/// Each side binds its own key as its key and the other's as its peer's.
+#[test]
+fn what_evidence_is_bound_to() {
+    for (role, key, peer) in
+        [(Role::HandOverOld, CHANNEL.old, CHANNEL.new), (Role::HandOverNew, CHANNEL.new, CHANNEL.old)]
+    {
+        let freshness = Freshness::Nonce(NONCE);
+        let binding = Binding { kind: KIND, role, freshness, key, peer: Some(peer) };
+        assert_eq!(CHANNEL.report_data(KIND, role, NONCE), binding.report_data());
+    }
 }
 
 #[test]

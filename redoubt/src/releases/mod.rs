@@ -1,10 +1,17 @@
-//! `redoubt release`.
+//! `redoubt release`: making, signing, verifying and blessing releases. Files in, files out; nothing uses the network.
+
+mod bless;
+mod create;
+mod documents;
+mod keys;
+mod roots;
+mod times;
 
 use crate::output::{Failure, Reply};
 use clap::{Args, Subcommand, ValueEnum};
 use host_os::bundle::{self, ReleaseFiles};
 use host_os::cli::{ProfileArg, root_source};
-use release::{ApprovedManifest, Profile};
+use release::{ApprovedManifest, Profile, Purpose, Root, Seen};
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -13,6 +20,15 @@ pub(crate) enum Releases {
     /// Verify a manifest's signatures, the hashes of its files, its launch measurements and ID blocks
     Verify(Verify),
     SignIdBlocks(crate::id_block::SignIdBlocks),
+    Create(create::Create),
+    Sign(documents::Sign),
+    Merge(documents::Merge),
+    Inspect(documents::Inspect),
+    Bless(bless::Bless),
+    Revoke(bless::Revoke),
+    CreateRoot(roots::CreateRoot),
+    RotateRoot(roots::RotateRoot),
+    Keygen(keys::Keygen),
 }
 
 /// Which manifest, and whose signatures count.
@@ -34,6 +50,12 @@ pub(crate) struct Verify {
     manifest: PathBuf,
     #[command(flatten)]
     root: RootArgs,
+    /// Roots that followed the first, in order
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    next_root: Vec<PathBuf>,
+    /// Also ask whether this blessing lets the release run now
+    #[arg(long, value_name = "FILE")]
+    blessing: Option<PathBuf>,
     /// Verify the manifest alone, without its files
     #[arg(long)]
     manifest_only: bool,
@@ -45,11 +67,13 @@ pub(crate) fn manifest_path(path: &std::path::Path) -> PathBuf {
 }
 
 impl RootArgs {
+    fn load(&self) -> Result<Root, Failure> {
+        Ok(root_source(self.root.clone()).load(self.profile.profile())?)
+    }
+
     /// Verifies a manifest.
     pub(crate) fn approve(&self, path: &std::path::Path) -> Result<ApprovedManifest, Failure> {
-        let profile = self.profile.profile();
-        let root = root_source(self.root.clone()).load(profile)?;
-        Ok(bundle::manifest(path, &root, profile)?)
+        Ok(bundle::manifest(path, &self.load()?, self.profile.profile())?)
     }
 
     /// The same options as words of a command line, for the agent.
@@ -81,14 +105,28 @@ pub(crate) fn run(args: &Releases) -> Result<Reply, Failure> {
     match args {
         Releases::Verify(args) => verify(args),
         Releases::SignIdBlocks(args) => crate::id_block::run(args),
+        Releases::Create(args) => create::create(args),
+        Releases::Sign(args) => documents::sign(args),
+        Releases::Merge(args) => documents::merge(args),
+        Releases::Inspect(args) => documents::inspect(args),
+        Releases::Bless(args) => bless::bless(args),
+        Releases::Revoke(args) => bless::revoke(args),
+        Releases::CreateRoot(args) => roots::create(args),
+        Releases::RotateRoot(args) => roots::rotate(args),
+        Releases::Keygen(args) => keys::keygen(args),
     }
 }
 
 fn verify(args: &Verify) -> Result<Reply, Failure> {
     let path = manifest_path(&args.manifest);
-    let manifest = args.root.approve(&path)?;
+    let mut root = args.root.load()?;
+    for next in &args.next_root {
+        root = root.update(&keys::read(next)?).map_err(|error| Failure::of(error.code(), &error))?;
+    }
+    let manifest = bundle::manifest(&path, &root, args.root.profile.profile())?;
+    let purpose = args.blessing.as_deref().map(|path| blessed(path, &root, &manifest)).transpose()?;
     let mut text = describe(&manifest);
-    let content = manifest.manifest();
+    let content = manifest.manifest().clone();
     let measurements: Vec<_> = content
         .guest
         .measurements
@@ -103,10 +141,16 @@ fn verify(args: &Verify) -> Result<Reply, Failure> {
         "signers": manifest.signers().iter().map(ToString::to_string).collect::<Vec<_>>(),
         "measurements": measurements,
         "files_checked": !args.manifest_only,
+        "root_version": root.version(),
+        "blessed_as": purpose,
     });
+    if let Some(purpose) = purpose {
+        text.push_str(&format!("\nblessed now, as {}", serde_json::json!(purpose)));
+    }
     if !args.manifest_only {
         let supported = content.guest.supported();
         let signed = content.profile == Profile::Production && content.guest.id_block.is_some();
+        create::check_host(&path, &content)?;
         ReleaseFiles::read(&path, manifest)?.check_all()?;
         text.push_str("\nkernel, initrd and firmware have the signed hashes");
         text.push_str(&format!(
@@ -117,4 +161,12 @@ fn verify(args: &Verify) -> Result<Reply, Failure> {
         }
     }
     Ok(Reply::good(text, json))
+}
+
+/// What a blessing lets the release do now.
+fn blessed(path: &std::path::Path, root: &Root, manifest: &ApprovedManifest) -> Result<Purpose, Failure> {
+    let statement = keys::read(path)?;
+    release::blessing::accept(root, root, &statement, &Seen::default(), times::now())
+        .and_then(|standing| standing.may_have_keys(manifest))
+        .map_err(|error| Failure::of(error.code(), &error))
 }
