@@ -5,6 +5,7 @@
 //! | [`machine`] | the transitions of one part, host or guest, with slots A and B |
 //! | [`node`] | both parts together: what is booted, and what one part's upgrade forbids the other |
 //! | [`record`] | how a part is kept on a disk so that a power cut leaves the old or the new |
+//! | [`audit`] | what happened, in a chain of hashes |
 //! | [`hand_over`] | what two guests show each other before the storage key passes |
 //!
 //! Each transition makes at most one durable change, so "a crash between any two writes" and "a crash after any transition"
@@ -14,6 +15,7 @@
 //! The host keeps this state, so against the host's owner it proves nothing: what keeps data from unblessed code is
 //! [`hand_over`], the sealing of keys to measurements, and the anchors that [`release::Seen`] names.
 
+pub mod audit;
 pub mod hand_over;
 pub mod machine;
 pub mod node;
