@@ -1,6 +1,7 @@
 //! `redoubt logs`.
 
 use crate::node::NodeDirArg;
+use crate::operator::Remote;
 use crate::output::{Failure, Output, Reply, print_line};
 use clap::Args;
 use host_os::console::printable;
@@ -20,11 +21,13 @@ const WIDTH: usize = 4096;
 pub(crate) struct Logs {
     #[command(flatten)]
     node: NodeDirArg,
+    #[command(flatten)]
+    remote: Remote,
     /// The guest's console instead of the agent's log
     #[arg(long)]
     console: bool,
     /// Go on with what comes
-    #[arg(long, short)]
+    #[arg(long, short, conflicts_with = "node")]
     follow: bool,
     /// Number of lines from the end
     #[arg(long, short = 'n', value_name = "N", default_value_t = 100)]
@@ -32,6 +35,11 @@ pub(crate) struct Logs {
 }
 
 pub(crate) fn run(args: &Logs, output: &Output) -> Result<Reply, Failure> {
+    let file = if args.console { "console" } else { "agent" };
+    if let Some(text) = args.remote.get(&format!("/v1/logs?file={file}&lines={}", args.lines))? {
+        String::from_utf8_lossy(&text).lines().all(|line| print(line, output));
+        return Ok(Reply::silent());
+    }
     let node = args.node.node()?;
     let path = if args.console { node.console_log() } else { node.agent_log() };
     let failed = |error: &io::Error| {

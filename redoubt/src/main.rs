@@ -7,8 +7,10 @@ mod id_block;
 mod image;
 mod logs;
 mod node;
+mod operator;
 mod output;
 mod releases;
+mod support;
 mod up;
 
 use clap::{Parser, Subcommand};
@@ -34,15 +36,20 @@ enum Command {
     Status(node::Status),
     /// Show the agent's log, or the guest's console
     Logs(logs::Logs),
+    /// Pack what helps to understand a node's trouble
+    Support(support::Support),
     /// Stop the node; what it stored stays
     Down(node::Down),
+    /// Keys of those who may operate a node from elsewhere
+    #[command(subcommand)]
+    Operator(operator::Operator),
     /// Fetch and verify the evidence of any node
     #[command(subcommand)]
     Attest(attest::Attest),
     /// Look at this machine and compare it with a hardware specification
     #[command(subcommand)]
     Hw(hardware::Hw),
-    /// Verify releases
+    /// Make, sign, bless and verify releases
     #[command(subcommand)]
     Release(releases::Releases),
     /// Build releases from locked inputs; rebuild and compare them
@@ -63,7 +70,9 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(*args, &output),
         Command::Status(args) => node::status(&args),
         Command::Logs(args) => logs::run(&args, &output),
+        Command::Support(args) => support::run(&args),
         Command::Down(args) => node::down(&args),
+        Command::Operator(command) => operator::run(command),
         Command::Attest(args) => attest::run(args),
         Command::Hw(args) => hardware::run(&args),
         Command::Release(args) => releases::run(&args),

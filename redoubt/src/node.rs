@@ -1,5 +1,6 @@
 //! The node directory's whereabouts, `redoubt status` and `redoubt down`.
 
+use crate::operator::Remote;
 use crate::output::{Failure, Reply};
 use clap::Args;
 use host_os::node::{AgentRecord, NodeDir};
@@ -51,6 +52,8 @@ impl NodeDirArg {
 pub(crate) struct Status {
     #[command(flatten)]
     node: NodeDirArg,
+    #[command(flatten)]
+    remote: Remote,
 }
 
 #[derive(Debug, Args)]
@@ -84,6 +87,15 @@ pub(crate) async fn ask(record: &AgentRecord) -> Result<host_os::status::Status,
 }
 
 pub(crate) fn status(args: &Status) -> Result<Reply, Failure> {
+    if let Some(answer) = args.remote.get("/v1/status")? {
+        let status: host_os::status::Status =
+            serde_json::from_slice(&answer).map_err(|error| Failure::of("status-unreadable", &error))?;
+        return Ok(Reply {
+            text: describe(&status, None),
+            json: json!(status),
+            good: status.state == "ready",
+        });
+    }
     let node = args.node.node()?;
     let directory = node.path().display();
     let Some(record) = node.agent() else {
@@ -104,10 +116,10 @@ pub(crate) fn status(args: &Status) -> Result<Reply, Failure> {
     let mut json = serde_json::to_value(&status).map_err(|error| Failure::of("status-unreadable", &error))?;
     json["running"] = true.into();
     json["node_dir"] = json!(node.path());
-    Ok(Reply { text: describe(&status, &node), json, good: status.state == "ready" })
+    Ok(Reply { text: describe(&status, Some(&node)), json, good: status.state == "ready" })
 }
 
-fn describe(status: &host_os::status::Status, node: &NodeDir) -> String {
+fn describe(status: &host_os::status::Status, node: Option<&NodeDir>) -> String {
     let mut text = String::new();
     // Writing to a string does not fail.
     let mut line = |name: &str, value: &str| {
@@ -141,6 +153,9 @@ fn describe(status: &host_os::status::Status, node: &NodeDir) -> String {
     if let Some(accel) = status.accel {
         line("execution", &format!("{accel}: {}", status.accel_reason));
     }
+    if let Some(hardware) = &status.hardware {
+        line("hardware", &format!("{}: {}", hardware.spec, hardware.verdict));
+    }
     line("restarts", &status.restarts.to_string());
     for reason in &status.reasons {
         line("", &format!("after {} s: {}", reason.at_s, reason.reason));
@@ -149,7 +164,12 @@ fn describe(status: &host_os::status::Status, node: &NodeDir) -> String {
     line("http", &status.urls.http);
     line("metrics", &format!("{}/metrics", status.urls.status));
     line("agent", &format!("process {}, up {} s", status.pid, status.uptime_s));
-    line("directory", &node.path().display().to_string());
+    if let Some(operator) = &status.operator {
+        line("operators", &format!("{}, host key {}", operator.address, operator.key_sha256));
+    }
+    if let Some(node) = node {
+        line("directory", &node.path().display().to_string());
+    }
     text.truncate(text.trim_end().len());
     text
 }
