@@ -100,8 +100,9 @@ pub use manifest::{
     MeasurementError, Profile, VcpuMeasurement,
 };
 pub use root::{
-    InvalidRoot, KeyError, PublicKey, Role, RoleName, Roles, Root, RootContent, RootError, RootExpired,
-    RootUpdateError, key_id, signing_key_from_pem,
+    InvalidRoot, KeyError, PublicKey, PublicKeyError, Role, RoleName, Roles, Root, RootContent, RootError,
+    RootExpired, RootUpdateError, key_id, public_key_from_pem, public_key_to_pem, signing_key_from_pem,
+    signing_key_to_pem,
 };
 pub use seen::{Seen, SeenError};
 

@@ -8,7 +8,12 @@ use crate::{
     digest::from_hex,
     document::{Document, DocumentError, Signed, document_codes},
 };
-use ed25519_dalek::{SigningKey, VerifyingKey, pkcs8::DecodePrivateKey};
+use ed25519_dalek::{
+    SigningKey, VerifyingKey,
+    pkcs8::{
+        DecodePrivateKey, DecodePublicKey, EncodePrivateKey, EncodePublicKey, spki::der::pem::LineEnding,
+    },
+};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use sha2::Digest as _;
 use std::collections::{BTreeMap, BTreeSet};
@@ -353,9 +358,31 @@ impl Root {
 )]
 pub struct KeyError;
 
+/// A public key cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this is no ed25519 public key in PEM; take one out of a private key with: openssl pkey -pubout")]
+pub struct PublicKeyError;
+
+/// Reads an ed25519 public key in PEM (SubjectPublicKeyInfo), as `openssl pkey -pubout` writes it.
+pub fn public_key_from_pem(pem: &str) -> Result<VerifyingKey, PublicKeyError> {
+    VerifyingKey::from_public_key_pem(pem).map_err(|_| PublicKeyError)
+}
+
+/// Writes an ed25519 public key in PEM.
+pub fn public_key_to_pem(key: &VerifyingKey) -> Result<String, PublicKeyError> {
+    key.to_public_key_pem(LineEnding::LF).map_err(|_| PublicKeyError)
+}
+
 /// Reads an ed25519 private key in PKCS#8 PEM, as `openssl genpkey -algorithm ed25519` writes it.
 pub fn signing_key_from_pem(pem: &str) -> Result<SigningKey, KeyError> {
     SigningKey::from_pkcs8_pem(pem).map_err(|_| KeyError)
+}
+
+/// Writes an ed25519 private key in PKCS#8 PEM, erased from memory when dropped.
+pub fn signing_key_to_pem(
+    key: &SigningKey,
+) -> Result<impl std::ops::Deref<Target = String> + use<>, KeyError> {
+    key.to_pkcs8_pem(LineEnding::LF).map_err(|_| KeyError)
 }
 
 #[cfg(test)]
@@ -464,7 +491,13 @@ mod tests {
     }
 
     #[test]
-    fn signing_keys_are_pkcs8_pem() {
+    fn keys_are_pem() {
+        let key = &keys(1)[0];
+        let pem = signing_key_to_pem(key).unwrap();
+        assert_eq!(signing_key_from_pem(&pem).unwrap(), *key);
+        let public = public_key_to_pem(&key.verifying_key()).unwrap();
+        assert_eq!(public_key_from_pem(&public), Ok(key.verifying_key()));
+        assert_eq!(public_key_from_pem(&pem), Err(PublicKeyError));
         assert_eq!(signing_key_from_pem("-----BEGIN PRIVATE KEY-----\n"), Err(KeyError));
     }
 }
