@@ -25,7 +25,8 @@ struct Figure {
 /// Measures execution's part of the heap's figures.
 pub(crate) fn measure() -> Result<Table> {
     tools::npm_packages()?;
-    let bench = ["bench", "--quiet", "--locked", "-p", "execution", "--features", "bench"];
+    let bench =
+        ["bench", "--quiet", "--locked", "-p", "execution", "--features", "bench", "--bench", "execution"];
     let text = tools::output(tools::command("cargo").args(bench))?;
     let measured: Measured = serde_json::from_str(&text).context("the benchmark of execution")?;
     Ok(measured.table())
