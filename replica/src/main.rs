@@ -9,6 +9,10 @@ use replica::config::{Config, LogFormat};
 use replica::node::Node;
 use tokio::signal::unix::{SignalKind, signal};
 
+// Whoever builds this together with the crash simulator would get its seeded faults into the product.
+#[cfg(not(debug_assertions))]
+const _: () = assert!(!heap::mutants::BUILT_IN, "build the replica without the feature heap/mutants");
+
 /// Serves the Internet Computer's interface for the canisters on one persistent heap.
 #[derive(Parser)]
 #[command(

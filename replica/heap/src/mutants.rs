@@ -1,6 +1,9 @@
 //! Seeded omissions: named faults that the crash simulator must find. They exist only with the feature
 //! `mutants`; without it [`on`] is `false` at compile time.
 
+/// Whether the omissions are built in. No product may have them.
+pub const BUILT_IN: bool = cfg!(feature = "mutants");
+
 /// One omission.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "the names say it; docs/HEAP.md lists them")]
@@ -23,10 +26,12 @@ pub enum Mutant {
     BlockTagIgnored,
     /// Not in the heap: the simulator's medium loses the last line of each write at a fence.
     LineNotFlushed,
+    /// Not for the simulator, which knows no threads: `tests/interleavings.rs` finds it.
+    SnapshotsNotHeld,
 }
 
 impl Mutant {
-    /// All of them.
+    /// All that the simulator must find.
     pub const ALL: [Self; 17] = [
         Self::CommitFenceDropped,
         Self::CheckpointFenceDropped,
