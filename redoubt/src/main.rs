@@ -1,6 +1,7 @@
 //! `redoubt`: the one command that people type.
 
 mod attest;
+mod flash;
 mod hardware;
 mod heap;
 mod id_block;
@@ -55,6 +56,8 @@ enum Command {
     /// Build releases from locked inputs; rebuild and compare them
     #[command(subcommand)]
     Image(image::Image),
+    /// Write the installer to a USB stick or into a file
+    Flash(flash::Flash),
     /// Look at a heap's medium, check it, rescue what it holds; never changes it
     #[command(subcommand)]
     Heap(heap::HeapCommand),
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Hw(args) => hardware::run(&args),
         Command::Release(args) => releases::run(&args),
         Command::Image(args) => image::run(&args),
+        Command::Flash(args) => flash::run(&args, &output),
         Command::Heap(args) => heap::run(&args),
         Command::HostOs(args) => return ExitCode::from(host_os::cli::run(&args)),
     };

@@ -153,6 +153,13 @@ impl Progress {
         }
     }
 
+    /// How far the present step, or the whole command, is. Only on a terminal.
+    pub(crate) fn percent(&self, percent: u64) {
+        if let (Some(bar), Some((name, _))) = (&self.bar, &self.current) {
+            bar.set_message(format!("{name}, {percent} %"));
+        }
+    }
+
     /// A line beside the steps.
     pub(crate) fn line(&self, text: &str) {
         match &self.bar {
