@@ -51,6 +51,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     })?;
     if options.rest.is_empty() {
         steps.step("crash states of the heap", simulate::in_tests)?;
+        steps.step("threads of the heap in many orders", || {
+            let test = [
+                "test",
+                "--locked",
+                "-p",
+                "heap",
+                "--features",
+                "mutants,shuttle",
+                "--test",
+                "interleavings",
+            ];
+            tools::run(tools::command("cargo").args(test))
+        })?;
     }
     steps.step("tests of the hardware path", || {
         tools::run(

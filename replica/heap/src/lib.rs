@@ -66,6 +66,7 @@ mod slots;
 mod snapshot;
 mod store;
 mod superblock;
+mod sync;
 mod writer;
 
 pub use audit::{Audit, Owner};

@@ -3,10 +3,11 @@
 
 use std::collections::{BTreeMap, HashMap, hash_map};
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::PoisonError;
 
 use super::block::Ref;
 use super::record::Meta;
+use super::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Values of one thing, each from an epoch on, ascending.
 #[derive(Debug, Clone)]

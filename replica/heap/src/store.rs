@@ -1,7 +1,7 @@
 //! What the heap and its snapshots share: the medium, its key, and index nodes read from it.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use super::batch::{PAGE, Page};
 use super::block::{Geometry, Ref};
@@ -9,6 +9,7 @@ use super::error::{ReadError, WriteError};
 use super::mutants::{self, Mutant};
 use super::node::{Kind, Node};
 use super::seal::{Nonces, Sealer};
+use super::sync::{Mutex, RwLock};
 use crate::media::{Media, MediaError};
 
 /// Index nodes kept for readers; 16 MiB.
@@ -108,6 +109,9 @@ pub(crate) struct Pins(Mutex<std::collections::BTreeMap<u64, usize>>);
 
 impl Pins {
     pub(crate) fn hold(&self, moment: u64) {
+        if mutants::on(Mutant::SnapshotsNotHeld) {
+            return;
+        }
         *self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(moment).or_default() += 1;
     }
 

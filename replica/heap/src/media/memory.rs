@@ -1,6 +1,8 @@
 //! A medium in private memory, for tests and trials.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
+
+use crate::sync::Mutex;
 
 use super::{Media, MediaError, MediaKind, range};
 
