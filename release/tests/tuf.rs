@@ -224,9 +224,14 @@ impl Both {
         let updated = chain.iter().try_fold(self.root.clone(), |root, bytes| root.update(bytes).ok());
         // As a client does that stops where a chain is bad.
         let Some(root) = updated else { return (false, theirs) };
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
+        // There an expired root ends the update before what was seen is forgotten for new keys (TUF 5.3.10 and 5.3.11), and
+        // following it again does not make up for that. So neither side keeps an expired root here.
+        if root.require_fresh(now).is_err() {
+            return (false, theirs);
+        }
         self.seen = self.seen.after_root(&self.root, &root);
         (self.root, self.tuf_root) = (root, last_tuf);
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs();
         let Ok(standing) = blessing::accept(&self.root, &self.root, &statement.to_bytes(), &self.seen, now)
         else {
             return (false, theirs);
