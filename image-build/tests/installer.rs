@@ -95,10 +95,12 @@ impl Bench {
             .arg(drive("if=none,id=disk", &self.path("disk")))
             .args(["-device", "nvme,drive=disk,serial=target,bootindex=2"]);
         if stick {
-            command
-                .arg("-drive")
-                .arg(drive("if=none,id=stick", &self.path("stick")))
-                .args(["-device", "qemu-xhci", "-device", "usb-storage,drive=stick,removable=on,bootindex=1"]);
+            command.arg("-drive").arg(drive("if=none,id=stick", &self.path("stick"))).args([
+                "-device",
+                "qemu-xhci",
+                "-device",
+                "usb-storage,drive=stick,removable=on,bootindex=1",
+            ]);
         }
         let swtpm = tpm.then(|| {
             let (state, socket) = (self.path("tpm"), self.path("tpm.socket"));
@@ -117,10 +119,12 @@ impl Bench {
                 assert!(Instant::now() < end, "swtpm does not start");
                 std::thread::sleep(Duration::from_millis(50));
             }
-            command
-                .arg("-chardev")
-                .arg(format!("socket,id=tpm,path={}", socket.display()))
-                .args(["-tpmdev", "emulator,id=tpm0,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm0"]);
+            command.arg("-chardev").arg(format!("socket,id=tpm,path={}", socket.display())).args([
+                "-tpmdev",
+                "emulator,id=tpm0,chardev=tpm",
+                "-device",
+                "tpm-crb,tpmdev=tpm0",
+            ]);
             swtpm
         });
         let mut qemu =
@@ -208,11 +212,14 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
     drop(machine);
 
     // From now on the firmware verifies the installer too.
-    bench.stick(&{
-        let mut config = config();
-        config["erase"] = json!(true);
-        config
-    }, |_| ());
+    bench.stick(
+        &{
+            let mut config = config();
+            config["erase"] = json!(true);
+            config
+        },
+        |_| (),
+    );
     let mut machine = bench.start(true, true);
     let console = machine.until(&["is installed; take the medium out", REFUSED]);
     assert!(console.contains("Secure Boot: on, with the project's key"), "{console}");
@@ -227,7 +234,9 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
 
     let mut machine = bench.start(false, true);
     let console = machine.until(&["host-os: agent started", "cannot start"]);
-    for text in ["host-os: Secure Boot: on", "root verified", "started from slot a of nvme0n1", "file system made on"] {
+    for text in
+        ["host-os: Secure Boot: on", "root verified", "started from slot a of nvme0n1", "file system made on"]
+    {
         assert!(console.contains(text), "{text}: {console}");
     }
     assert!(console.contains("host-os: agent started"), "{console}");

@@ -111,7 +111,9 @@ mod tests {
         for name in ["../a", "/a", "a/../b", ".hidden", "a//b", "a b"] {
             assert!(matches!(one(name, tar::EntryType::Regular, 3), Err(ArchiveError::Entry(_))), "{name}");
         }
-        for kind in [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Directory, tar::EntryType::Char] {
+        for kind in
+            [tar::EntryType::Symlink, tar::EntryType::Link, tar::EntryType::Directory, tar::EntryType::Char]
+        {
             assert!(matches!(one("a", kind, 0), Err(ArchiveError::Entry(_))), "{kind:?}");
         }
         assert!(matches!(one("a", tar::EntryType::Regular, MAX_BYTES + 1), Err(ArchiveError::TooMuch)));

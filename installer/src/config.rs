@@ -18,16 +18,24 @@ pub enum ConfigError {
     #[error("the configuration is not valid: {0}; see `redoubt flash --schema`")]
     Malformed(#[from] serde_json::Error),
     /// A later format.
-    #[error("the configuration has version {0}, this installer knows 1; use the installer that it was made for")]
+    #[error(
+        "the configuration has version {0}, this installer knows 1; use the installer that it was made for"
+    )]
     Version(u64),
     /// Not 64 hexadecimal digits, or no key.
-    #[error("the operator's {0} is not one of 64 hexadecimal digits; give the ed25519 public key or its SHA-256")]
+    #[error(
+        "the operator's {0} is not one of 64 hexadecimal digits; give the ed25519 public key or its SHA-256"
+    )]
     Operator(&'static str),
     /// The key is another one than the fingerprint says.
-    #[error("the operator's public key does not have the fingerprint that is given with it; correct one of them")]
+    #[error(
+        "the operator's public key does not have the fingerprint that is given with it; correct one of them"
+    )]
     Fingerprint,
     /// A secret where none belongs.
-    #[error("the configuration holds a private key; take it off the medium and replace the key, it is no secret any more")]
+    #[error(
+        "the configuration holds a private key; take it off the medium and replace the key, it is no secret any more"
+    )]
     Secret,
     /// Changed after it was signed, or signed by another node.
     #[error("the node's configuration does not have its node's signature; install the node again")]
@@ -116,9 +124,10 @@ impl Operator {
         match (of_key, given) {
             (Some(one), Some(other)) if one != other => Err(ConfigError::Fingerprint),
             (None, None) => Err(ConfigError::Operator("key or fingerprint")),
-            (of_key, given) => {
-                Ok(Self { public_key: self.public_key.clone(), fingerprint: of_key.or(given).map(hex::encode) })
-            }
+            (of_key, given) => Ok(Self {
+                public_key: self.public_key.clone(),
+                fingerprint: of_key.or(given).map(hex::encode),
+            }),
         }
     }
 }
@@ -241,7 +250,8 @@ impl Signed {
     pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
         let signed: Self = serde_json::from_slice(bytes)?;
         let key = hex::decode(&signed.configuration.node).ok().and_then(|bytes| bytes.try_into().ok());
-        let key = key.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok()).ok_or(ConfigError::Signature)?;
+        let key =
+            key.and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok()).ok_or(ConfigError::Signature)?;
         let signature = hex::decode(&signed.signature).ok().and_then(|bytes| bytes.try_into().ok());
         let signature = Signature::from_bytes(&signature.ok_or(ConfigError::Signature)?);
         let content = serde_json::to_vec(&signed.configuration)?;

@@ -306,11 +306,13 @@ mod tests {
         }
         let large = vec![0; 34 << 20];
         assert_eq!(
-            image(34 << 20, "ESP", 1, &BTreeMap::from([("A", large.as_slice())]), &BTreeMap::new()).unwrap_err(),
+            image(34 << 20, "ESP", 1, &BTreeMap::from([("A", large.as_slice())]), &BTreeMap::new())
+                .unwrap_err(),
             FatError::Full
         );
         // Cluster 2 is the root folder's.
-        let over = image(34 << 20, "ESP", 1, &BTreeMap::from([("A", &b"x"[..])]), &BTreeMap::from([("A", 2)]));
+        let over =
+            image(34 << 20, "ESP", 1, &BTreeMap::from([("A", &b"x"[..])]), &BTreeMap::from([("A", 2)]));
         assert_eq!(over.unwrap_err(), FatError::Full);
     }
 }

@@ -140,8 +140,7 @@ pub fn table(size: u64, root_hash: &[u8; 32], id: &mut dyn FnMut(&str) -> Guid) 
     let mut partitions: Vec<Partition> = LAYOUT
         .iter()
         .map(|&(name, kind, mib)| {
-            let partition =
-                Partition { kind, id: id(name), name: name.to_owned(), start, size: mib * MIB };
+            let partition = Partition { kind, id: id(name), name: name.to_owned(), start, size: mib * MIB };
             start += partition.size;
             partition
         })
@@ -175,7 +174,8 @@ pub fn set_root(table: &mut Table, slot: Slot, root_hash: &[u8; 32]) {
 pub fn is_ours(table: &Table) -> bool {
     let same = |(partition, &(name, kind, mib)): (&Partition, &(&str, Guid, u64))| {
         // The guests' labels change places when only the guest is replaced.
-        let named = partition.name == name || name.starts_with("guest-") && partition.name.starts_with("guest-");
+        let named =
+            partition.name == name || name.starts_with("guest-") && partition.name.starts_with("guest-");
         named && partition.kind == kind && partition.size >= mib * MIB
     };
     table.partitions.len() == LAYOUT.len()

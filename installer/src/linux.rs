@@ -93,7 +93,9 @@ pub fn disks(medium: &str) -> io::Result<Vec<Disk>> {
                 return Some(format!("/dev/{name} is mounted on {target}"));
             }
             let mut holders = fs::read_dir(folder.join("holders")).ok()?.flatten();
-            holders.next().map(|holder| format!("{} is upon /dev/{name}", holder.file_name().to_string_lossy()))
+            holders
+                .next()
+                .map(|holder| format!("{} is upon /dev/{name}", holder.file_name().to_string_lossy()))
         };
         let used_by = used(&name, &folder)
             .or_else(|| partitions.iter().find_map(|(part, _)| used(part, &folder.join(part))));

@@ -4,6 +4,8 @@ fn main() {
     if std::process::id() == 1 {
         installer::program::run();
     }
-    eprintln!("error: this program is the first process of the installer's medium; write that with `redoubt flash`");
+    eprintln!(
+        "error: this program is the first process of the installer's medium; write that with `redoubt flash`"
+    );
     std::process::exit(2);
 }

@@ -38,7 +38,9 @@ pub enum ReleaseError {
     #[error("the host's kernel image is refused: {0}")]
     Image(#[from] PeError),
     /// The kernel image would look for another root.
-    #[error("the host's kernel image is for the root {image}, the release has {manifest}; build the release again")]
+    #[error(
+        "the host's kernel image is for the root {image}, the release has {manifest}; build the release again"
+    )]
     RootHash {
         /// In its command line.
         image: String,
@@ -98,14 +100,13 @@ pub struct Parts {
 impl Parts {
     /// Judges the files of a release by a root and takes them apart.
     pub fn of(mut files: Files, root: &Root, profile: Profile) -> Result<Self, ReleaseError> {
-        let approved =
-            release::verify(files.get(MANIFEST).ok_or(ReleaseError::NoManifest)?, root)?.require_profile(profile)?;
+        let approved = release::verify(files.get(MANIFEST).ok_or(ReleaseError::NoManifest)?, root)?
+            .require_profile(profile)?;
         let manifest = approved.manifest();
         let host = manifest.host.as_ref().ok_or_else(|| ReleaseError::NoHost(manifest.version.clone()))?;
         let guest = archive::pack(&guest_files(manifest, &files)?).map_err(ReleaseError::Pack)?;
         let mut take = |name, file: &File| {
-            let content =
-                files.remove(&file.path).ok_or_else(|| ReleaseError::Missing(file.path.clone()))?;
+            let content = files.remove(&file.path).ok_or_else(|| ReleaseError::Missing(file.path.clone()))?;
             file.check(name, &content)?;
             Ok::<_, ReleaseError>(content)
         };

@@ -106,7 +106,9 @@ pub enum Refusal {
         needed: u64,
     },
     /// Tables are for blocks of 512 bytes.
-    #[error("{disk} has blocks of {block} bytes; set it to blocks of 512 bytes (nvme format --lbaf), which erases it")]
+    #[error(
+        "{disk} has blocks of {block} bytes; set it to blocks of 512 bytes (nvme format --lbaf), which erases it"
+    )]
     Block {
         /// The disk.
         disk: String,
@@ -137,7 +139,9 @@ pub enum Refusal {
         installed_epoch: u64,
     },
     /// Another kind of node.
-    #[error("the node on {disk} is of the profile {installed}, the release of {offered}; take a release for it, or erase the node")]
+    #[error(
+        "the node on {disk} is of the profile {installed}, the release of {offered}; take a release for it, or erase the node"
+    )]
     Profile {
         /// The disk.
         disk: String,
@@ -147,7 +151,9 @@ pub enum Refusal {
         offered: release::Profile,
     },
     /// Somebody else's node.
-    #[error("the node on {disk} has another operator ({installed}); give that operator's key, or erase the node")]
+    #[error(
+        "the node on {disk} has another operator ({installed}); give that operator's key, or erase the node"
+    )]
     Operator {
         /// The disk.
         disk: String,
@@ -222,7 +228,9 @@ pub fn choose<'a>(disks: &'a [Disk], wanted: &str) -> Result<&'a Disk, Refusal> 
     };
     match disks.iter().filter(is_wanted).collect::<Vec<_>>()[..] {
         [one] => Ok(one),
-        [] => Err(Refusal::NoDisk { wanted: wanted.to_owned(), found: list(&disks.iter().collect::<Vec<_>>()) }),
+        [] => {
+            Err(Refusal::NoDisk { wanted: wanted.to_owned(), found: list(&disks.iter().collect::<Vec<_>>()) })
+        }
         ref several => Err(Refusal::Ambiguous(list(several))),
     }
 }
@@ -270,8 +278,12 @@ pub fn plan<'a>(
         Content::Empty => None,
         Content::Node(installed) if !wanted.erase => return update(disk, installed, parts, wanted),
         Content::Node(installed) => Some(format!("a node with release {}", installed.release.version)),
-        Content::Damaged(part) => Some(format!("a node that does not start ({part} is damaged or incomplete)")),
-        Content::Foreign(labels) if labels.is_empty() => Some("data that this installer does not know".into()),
+        Content::Damaged(part) => {
+            Some(format!("a node that does not start ({part} is damaged or incomplete)"))
+        }
+        Content::Foreign(labels) if labels.is_empty() => {
+            Some("data that this installer does not know".into())
+        }
         Content::Foreign(labels) => Some(format!("the partitions {}", labels.join(", "))),
     };
     if let Some(content) = lost.filter(|_| !wanted.erase) {
@@ -394,7 +406,12 @@ fn start_in(table: &Table, label: &str) -> u64 {
     table.find(label).map_or(0, |partition| partition.start)
 }
 
-fn slot_steps<'a>(table: &Table, host: Slot, guest: Slot, parts: &'a Parts) -> Result<Vec<Step<'a>>, Refusal> {
+fn slot_steps<'a>(
+    table: &Table,
+    host: Slot,
+    guest: Slot,
+    parts: &'a Parts,
+) -> Result<Vec<Step<'a>>, Refusal> {
     let of = |name: &'static str, label: String, bytes: &'a [u8]| {
         let room = table.find(&label).map_or(0, |partition| partition.size);
         if bytes.len() as u64 > room {
@@ -418,9 +435,9 @@ fn boot_steps<'a>(table: &Table, esp: &Esp) -> Result<Vec<Step<'a>>, Refusal> {
     let image = esp.to_bytes(partition.size as usize)?;
     let names = ["kernel image", "boot partition", "switch to the new system"];
     let steps = esp.steps(image.len())?.into_iter().zip(names).map(|(ranges, name)| {
-        let bytes = ranges.into_iter().map(|(at, length)| {
-            (partition.start + at as u64, image[at..at + length].to_vec())
-        });
+        let bytes = ranges
+            .into_iter()
+            .map(|(at, length)| (partition.start + at as u64, image[at..at + length].to_vec()));
         step(name, bytes)
     });
     Ok(steps.collect())

@@ -50,7 +50,8 @@ pub fn read(area: &[u8], kind: Kind) -> Option<(u64, &[u8])> {
         let sequence = u64::from_le_bytes(copy[8..16].try_into().ok()?);
         let length = u32::from_le_bytes(copy[16..20].try_into().ok()?) as usize;
         let content = copy[HEADER..].get(..length)?;
-        (copy.starts_with(MAGIC) && copy[20..HEADER] == digest(&copy[8..20], content)).then_some((sequence, content))
+        (copy.starts_with(MAGIC) && copy[20..HEADER] == digest(&copy[8..20], content))
+            .then_some((sequence, content))
     };
     [copy(0), copy(1)].into_iter().flatten().max_by_key(|(sequence, _)| *sequence)
 }

@@ -78,7 +78,11 @@ pub struct Outcome {
 }
 
 /// Carries out a plan.
-pub fn run(plan: &Plan, medium: &mut dyn Medium, report: &mut dyn FnMut(Progress)) -> Result<Outcome, RunError> {
+pub fn run(
+    plan: &Plan,
+    medium: &mut dyn Medium,
+    report: &mut dyn FnMut(Progress),
+) -> Result<Outcome, RunError> {
     let total = plan.bytes();
     let (mut outcome, mut done) = (Outcome::default(), 0);
     let mut buffer = vec![0; CHUNK];

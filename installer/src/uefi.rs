@@ -12,7 +12,8 @@ pub const ATTRIBUTES: u32 = 0x7;
 /// EFI_LOAD_OPTION (3.1.3): start this file of a partition, which is number `number` in its table.
 #[must_use]
 pub fn load_option(description: &str, number: u32, partition: &Partition, path: &str) -> Vec<u8> {
-    let text = |text: &str| -> Vec<u8> { text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect() };
+    let text =
+        |text: &str| -> Vec<u8> { text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect() };
     // Hard drive media device path (10.3.5.1): a GPT partition by its identifier.
     let mut device = vec![4, 1, 42, 0];
     device.extend(number.to_le_bytes());
@@ -82,7 +83,9 @@ pub enum Keys {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum SecureBootRefusal {
     /// Switched off.
-    #[error("Secure Boot is off; switch it on in the firmware's menu, or put it into setup mode to have keys enrolled")]
+    #[error(
+        "Secure Boot is off; switch it on in the firmware's menu, or put it into setup mode to have keys enrolled"
+    )]
     Off,
     /// Keys of somebody else only.
     #[error(
@@ -91,7 +94,9 @@ pub enum SecureBootRefusal {
     )]
     OtherKeys,
     /// Nobody agreed.
-    #[error("the firmware is in setup mode and nobody agreed to enrol the project's keys; agree, or set enrol_keys")]
+    #[error(
+        "the firmware is in setup mode and nobody agreed to enrol the project's keys; agree, or set enrol_keys"
+    )]
     NotAgreed,
 }
 

@@ -23,7 +23,11 @@ fn install(memory: &mut Memory, parts: &Parts, erase: bool, seed: u64) -> Result
     let content = found::inspect(memory).unwrap();
     let operator = operator();
     // Whoever erased a disk and lost power erases it again.
-    let wanted = Wanted { erase: erase || !matches!(content, found::Content::Node(_)), operator: &operator, hardware: "virtual" };
+    let wanted = Wanted {
+        erase: erase || !matches!(content, found::Content::Node(_)),
+        operator: &operator,
+        hardware: "virtual",
+    };
     let mut random = Random(seed);
     let plan = plan::plan(&disk(), &content, parts, &wanted, &mut || random.bytes()).unwrap();
     run::run(&plan, memory, &mut |_| ())
@@ -92,7 +96,10 @@ fn starts(memory: &mut Memory, releases: &[&Parts]) -> Option<usize> {
         found::read(memory, partition.start, bytes.len() as u64).unwrap() == bytes
     };
     releases.iter().position(|parts| {
-        uki == parts.uki && holds(root, &parts.root) && holds(verity, &parts.verity) && holds(guest, &parts.guest)
+        uki == parts.uki
+            && holds(root, &parts.root)
+            && holds(verity, &parts.verity)
+            && holds(guest, &parts.guest)
     })
 }
 

@@ -28,7 +28,10 @@ fn a_release_that_nobody_approved() {
     assert_eq!(judged(sample.signed_by(&[]), Profile::Virtual), "release-unsigned");
     assert_eq!(judged(sample.signed_by(&keys[..1]), Profile::Virtual), "release-unsigned");
     let stranger = release::SigningKey::from_bytes(&[7; 32]);
-    assert_eq!(judged(sample.signed_by(&[keys[0].clone(), stranger]), Profile::Virtual), "release-wrongly-signed");
+    assert_eq!(
+        judged(sample.signed_by(&[keys[0].clone(), stranger]), Profile::Virtual),
+        "release-wrongly-signed"
+    );
     assert_eq!(judged(signed(), Profile::Production), "release-wrong-profile");
 
     let mut changed = signed();
@@ -84,7 +87,10 @@ fn a_disk_that_cannot_be_meant() {
     assert_eq!(with(&|disk| disk.size = 100 * MIB), "disk-too-small");
 
     let disks = |names: &[&str]| -> Vec<Disk> {
-        names.iter().map(|name| Disk { name: (*name).into(), serial: format!("S-{name}"), ..disk() }).collect()
+        names
+            .iter()
+            .map(|name| Disk { name: (*name).into(), serial: format!("S-{name}"), ..disk() })
+            .collect()
     };
     let chosen = |disks: &[Disk], wanted: &str| plan::choose(disks, wanted).map(|disk| disk.name.clone());
     let two = disks(&["nvme0n1", "nvme1n1"]);
@@ -113,7 +119,8 @@ fn node(parts: &Parts) -> Content {
 fn what_is_on_the_disk_is_neither_lost_nor_set_back_by_mistake() {
     let sample = Sample::new("1.5", 1, 1);
     let installed = node(&sample.parts());
-    let judge = |content: &Content, parts: &Parts, erase| refusal(&disk(), content, parts, erase, &operator());
+    let judge =
+        |content: &Content, parts: &Parts, erase| refusal(&disk(), content, parts, erase, &operator());
     for (content, name) in [(Content::Foreign(Vec::new()), "foreign"), (Content::Damaged("x"), "damaged")] {
         assert_eq!(judge(&content, &sample.parts(), false), "erase-not-confirmed", "{name}");
         assert_eq!(judge(&content, &sample.parts(), true), "new", "{name}");

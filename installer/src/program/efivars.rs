@@ -39,9 +39,11 @@ fn write(name: &str, owner: Guid, attributes: u32, value: &[u8]) -> Result<(), I
 
 /// State of Secure Boot, with respect to this certificate (X.509, DER).
 pub(super) fn secure_boot(certificate: &[u8]) -> Result<SecureBoot, InstallError> {
-    let flag = |name| Ok::<_, InstallError>(read(name, GLOBAL)?.is_some_and(|value| value.first() == Some(&1)));
+    let flag =
+        |name| Ok::<_, InstallError>(read(name, GLOBAL)?.is_some_and(|value| value.first() == Some(&1)));
     let database = read("db", SECURITY_DATABASE)?.unwrap_or_default();
-    let ours = !certificate.is_empty() && database.windows(certificate.len()).any(|window| window == certificate);
+    let ours =
+        !certificate.is_empty() && database.windows(certificate.len()).any(|window| window == certificate);
     Ok(SecureBoot { on: flag("SecureBoot")?, setup: flag("SetupMode")?, ours })
 }
 
@@ -51,7 +53,8 @@ pub(super) fn enrol(folder: &Path) -> Result<(), InstallError> {
     const AUTHENTICATED: u32 = uefi::ATTRIBUTES | 0x20;
     for (name, owner) in [("db", SECURITY_DATABASE), ("KEK", GLOBAL), ("PK", GLOBAL)] {
         let file = folder.join(format!("{name}.auth"));
-        let value = fs::read(&file).map_err(|source| InstallError::Read(file.display().to_string(), source))?;
+        let value =
+            fs::read(&file).map_err(|source| InstallError::Read(file.display().to_string(), source))?;
         write(name, owner, AUTHENTICATED, &value)?;
     }
     Ok(())

@@ -86,13 +86,21 @@ pub fn run() -> ! {
 }
 
 fn mount_all() -> Result<(), InstallError> {
-    for (kind, target) in [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run"), ("tmpfs", "/tmp")] {
+    for (kind, target) in
+        [("devtmpfs", "/dev"), ("proc", "/proc"), ("sysfs", "/sys"), ("tmpfs", "/run"), ("tmpfs", "/tmp")]
+    {
         mount(Some(kind), target, Some(kind), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, None::<&str>)
             .map_err(|errno| InstallError::Mount(target, errno.into()))?;
     }
     let variables = "/sys/firmware/efi/efivars";
-    mount(Some("efivarfs"), variables, Some("efivarfs"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, None::<&str>)
-        .map_err(|errno| InstallError::Mount(variables, errno.into()))
+    mount(
+        Some("efivarfs"),
+        variables,
+        Some("efivarfs"),
+        MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+        None::<&str>,
+    )
+    .map_err(|errno| InstallError::Mount(variables, errno.into()))
 }
 
 fn read(path: &str) -> Result<Vec<u8>, InstallError> {
@@ -133,10 +141,18 @@ fn install(ui: &mut Ui, unattended: &mut Option<Unattended>) -> Result<WhenDone,
     let unreadable = |source| InstallError::Read(path.display().to_string(), source);
     let mut device = Device::open(&path).map_err(unreadable)?;
     let content = disk::inspect(&mut device).map_err(unreadable)?;
-    ui.say(&format!("{}, {}, {:.1} GB: {}", disk.name, disk.model, disk.size as f64 / 1e9, describe(&content)));
+    ui.say(&format!(
+        "{}, {}, {:.1} GB: {}",
+        disk.name,
+        disk.model,
+        disk.size as f64 / 1e9,
+        describe(&content)
+    ));
     let operator = match config {
         Some(config) => config.operator.clone(),
-        None => Operator::typed(&ui.ask("Fingerprint of the operator's key (64 hexadecimal digits)")).checked()?,
+        None => {
+            Operator::typed(&ui.ask("Fingerprint of the operator's key (64 hexadecimal digits)")).checked()?
+        }
     };
     let mut erase = config.is_some_and(|config| config.erase);
     if config.is_none() && !matches!(content, Content::Empty | Content::Node(_)) {
@@ -156,7 +172,11 @@ fn install(ui: &mut Ui, unattended: &mut Option<Unattended>) -> Result<WhenDone,
     if let Some(error) = failed {
         return Err(InstallError::Random(error.to_string()));
     }
-    ui.say(&format!("{}; {:.0} MB are written and read back", purpose(&plan, &parts), plan.bytes() as f64 / 1e6));
+    ui.say(&format!(
+        "{}; {:.0} MB are written and read back",
+        purpose(&plan, &parts),
+        plan.bytes() as f64 / 1e6
+    ));
     let started = Instant::now();
     let outcome = run::run(&plan, &mut device, &mut |progress| ui.progress(progress))?;
     ui.say(&format!(
@@ -168,7 +188,9 @@ fn install(ui: &mut Ui, unattended: &mut Option<Unattended>) -> Result<WhenDone,
     match boot_entries(&plan) {
         Ok(()) => ui.say("boot entry set: the firmware starts this disk first"),
         // The firmware finds the disk without an entry too.
-        Err(error) => ui.say(&format!("the boot entry could not be set ({error}); choose the disk in the firmware")),
+        Err(error) => {
+            ui.say(&format!("the boot entry could not be set ({error}); choose the disk in the firmware"))
+        }
     }
     if let Ok(Content::Node(node)) = disk::inspect(&mut device)
         && let Some(Ok(signed)) = &node.configuration
@@ -182,7 +204,9 @@ fn install(ui: &mut Ui, unattended: &mut Option<Unattended>) -> Result<WhenDone,
 fn purpose(plan: &Plan, parts: &Parts) -> String {
     match plan.purpose {
         Purpose::New => format!("a new node with release {}", parts.version),
-        Purpose::Update(slot) => format!("release {} goes into slot {slot}; the node keeps its state", parts.version),
+        Purpose::Update(slot) => {
+            format!("release {} goes into slot {slot}; the node keeps its state", parts.version)
+        }
         Purpose::Guest => format!("the guest of release {} replaces the one before", parts.version),
         Purpose::Verify => format!("release {} is there already and is compared", parts.version),
     }
@@ -202,7 +226,8 @@ fn describe(content: &Content) -> String {
 fn find_medium() -> Result<(String, Vec<Disk>), InstallError> {
     let end = Instant::now() + PATIENCE;
     loop {
-        let disks = linux::disks(labels::RELEASE).map_err(|source| InstallError::Read("/sys/block".into(), source))?;
+        let disks = linux::disks(labels::RELEASE)
+            .map_err(|source| InstallError::Read("/sys/block".into(), source))?;
         if let Some(medium) = disks.iter().find(|disk| disk.is_medium) {
             let name = medium.name.clone();
             // A disk of the machine may appear a moment later than a stick.
@@ -243,9 +268,16 @@ fn check_hardware(ui: &mut Ui, profile: Profile, config: Option<&Unattended>) ->
     let probe = hwspec::probe::this_machine(Path::new("/run"));
     let report = hwspec::check(&spec, &probe);
     let passed = report.checks.iter().filter(|check| check.status == Status::Pass).count();
-    ui.say(&format!("hardware {name}: {} ({passed} of {} checks passed)", report.verdict, report.checks.len()));
+    ui.say(&format!(
+        "hardware {name}: {} ({passed} of {} checks passed)",
+        report.verdict,
+        report.checks.len()
+    ));
     for check in report.checks.iter().filter(|check| check.status != Status::Pass) {
-        ui.say(&format!("  {} {}: expected {}, found {}. {}", check.status, check.id, check.expected, check.found, check.fix));
+        ui.say(&format!(
+            "  {} {}: expected {}, found {}. {}",
+            check.status, check.id, check.expected, check.found, check.fix
+        ));
     }
     if !report.meets_spec() {
         return Err(InstallError::Hardware(name.to_owned()));
@@ -297,7 +329,13 @@ fn ask_disk(ui: &mut Ui, disks: &[Disk]) -> Result<String, InstallError> {
         let content = Device::open_read_only(&Path::new("/dev").join(&disk.name))
             .and_then(|mut device| disk::inspect(&mut device))
             .map_or_else(|error| error.to_string(), |content| describe(&content));
-        ui.say(&format!("  {:<10} {:>8.1} GB  {} {}: {content}", disk.name, disk.size as f64 / 1e9, disk.model, disk.serial));
+        ui.say(&format!(
+            "  {:<10} {:>8.1} GB  {} {}: {content}",
+            disk.name,
+            disk.size as f64 / 1e9,
+            disk.model,
+            disk.serial
+        ));
     }
     let name = ui.ask("Name of the disk to install on");
     if name.is_empty() { Err(InstallError::Cancelled) } else { Ok(name) }

@@ -106,7 +106,8 @@ impl Ui {
         let lines = self.lines.iter().skip(self.lines.len().saturating_sub(room));
         frame.render_widget(List::new(lines.map(String::as_str)).block(Block::bordered()), log);
         if let Some(Progress { step, done, total }) = self.progress {
-            let gauge = Gauge::default().gauge_style(Style::new().green()).block(Block::bordered().title(step));
+            let gauge =
+                Gauge::default().gauge_style(Style::new().green()).block(Block::bordered().title(step));
             frame.render_widget(gauge.ratio((done as f64 / total.max(1) as f64).clamp(0.0, 1.0)), bar);
         }
         if !self.question.is_empty() {

@@ -46,7 +46,11 @@ impl Sample {
         manifest.version = self.version.to_owned();
         manifest.security_epoch = self.epoch;
         manifest.profile = self.profile;
-        let line = format!("quiet dm-mod.create=\"... sha256 {} {} 1\"", hex::encode(self.root_hash()), "00".repeat(32));
+        let line = format!(
+            "quiet dm-mod.create=\"... sha256 {} {} 1\"",
+            hex::encode(self.root_hash()),
+            "00".repeat(32)
+        );
         let uki = pe::unified_kernel_image(
             &pe::samples::stub(),
             &[(".cmdline", line.as_bytes()), (".linux", &vec![self.host; 20_000])],
