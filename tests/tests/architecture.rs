@@ -45,7 +45,10 @@ fn arrows_go_one_way() -> Result<()> {
         ("image-build", &["attestation", "installer", "release"]),
         ("guest-os", &["attestation", "host-guest", "simulated-psp"]),
         ("host-os", &["attestation", "host-guest", "hwspec", "installer", "release", "simulated-psp"]),
-        ("redoubt", &["attestation", "host-guest", "host-os", "hwspec", "image-build", "installer", "release"]),
+        (
+            "redoubt",
+            &["attestation", "host-guest", "host-os", "hwspec", "image-build", "installer", "release"],
+        ),
     ] {
         let allowed: BTreeSet<String> = allowed.iter().map(|a| (*a).to_owned()).collect();
         let uses = uses(&metadata, name)?;

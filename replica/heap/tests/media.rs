@@ -172,9 +172,17 @@ fn a_failed_fence_stops_the_heap() {
         matches!(&refused, CommitError::Poisoned { reason } if reason.contains("sync the test")),
         "{refused}"
     );
-    assert_eq!(Model::of(&heap.snapshot()).unwrap().spaces[&1].1[&0], 1, "snapshots show the last acknowledged state");
+    assert_eq!(
+        Model::of(&heap.snapshot()).unwrap().spaces[&1].1[&0],
+        1,
+        "snapshots show the last acknowledged state"
+    );
     let (heap, recovery) = Heap::open(Box::new(media), &key(), &OpenOptions::default()).unwrap();
-    assert_eq!((recovery.epoch, Model::of(&heap.snapshot()).unwrap().spaces[&1].1[&0]), (2, 2), "here it had arrived");
+    assert_eq!(
+        (recovery.epoch, Model::of(&heap.snapshot()).unwrap().spaces[&1].1[&0]),
+        (2, 2),
+        "here it had arrived"
+    );
 }
 
 /// Readers on other threads see whole states while a writer goes on, also through checkpoints and reuse of slots.
