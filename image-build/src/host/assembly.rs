@@ -1,7 +1,7 @@
 //! What is put together out of a release's files, after signing: the disk of a host. It needs no key and compiles nothing,
 //! so whoever has a release and its signatures gets the published disk.
 
-use super::{HostError, authenticode, names, pe, secure_boot};
+use super::{HostError, names, pe, secure_boot};
 use crate::{
     deb,
     error::Result,
@@ -172,7 +172,7 @@ impl Medium for Image {
 /// The virtual profile is signed at once, with the public development key.
 #[cfg(feature = "virtual")]
 fn sign_for_development(uki: &[u8], profile: Profile) -> Result<Option<Vec<u8>>, HostError> {
-    let sign = || authenticode::sign(uki, secure_boot::KEY, secure_boot::CERTIFICATE);
+    let sign = || super::authenticode::sign(uki, secure_boot::KEY, secure_boot::CERTIFICATE);
     Ok((profile == Profile::Virtual).then(sign).transpose()?)
 }
 

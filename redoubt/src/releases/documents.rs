@@ -47,6 +47,7 @@ pub(crate) struct Inspect {
 }
 
 /// A document of any kind.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and briefly")]
 pub(crate) enum Any {
     Manifest(Signed<Manifest>),
     Root(Signed<RootContent>),

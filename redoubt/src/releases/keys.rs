@@ -53,6 +53,7 @@ pub(crate) struct TokenArgs {
 }
 
 /// A key that can sign.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time, and briefly")]
 pub(crate) enum Key {
     File(Box<SigningKey>),
     Token { session: Session, public: VerifyingKey, label: String },
