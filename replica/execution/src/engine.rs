@@ -288,6 +288,10 @@ impl Engine {
                 }
             }
         }
+        // Messages come in, are answered and free what is stored when canisters find no room any more.
+        if matches!(kept, Kept::Memory(_) | Kept::Code(_)) {
+            batch.leave_room();
+        }
         self.world.overlay.commit(&mut batch);
         self.world.state.write(&mut batch);
         if !batch.is_empty() {

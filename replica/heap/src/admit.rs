@@ -9,6 +9,11 @@ use super::radix;
 use super::record::INLINE;
 use super::ring;
 
+/// Slots that [`Batch::leave_room`] leaves of so many: the 32nd part, between 1 and 16 MiB.
+fn room_left(total: u64) -> u64 {
+    (total / 32).clamp(256, 4096).min(total / 4)
+}
+
 /// What a batch takes at most.
 #[derive(Default)]
 struct Estimate {
@@ -20,6 +25,8 @@ struct Estimate {
     payload: usize,
     /// Nothing in it is new content, so it may use what is reserved.
     frees: bool,
+    /// Slots that must stay free after it.
+    leave: u64,
 }
 
 impl Heap {
@@ -34,7 +41,8 @@ impl Heap {
     }
 
     fn estimate(&mut self, batch: &Batch<'_>) -> Result<Estimate, WriteError> {
-        let mut sum = Estimate { frees: true, ..Estimate::default() };
+        let leave = if batch.leave_room { room_left(self.writer.slots.total()) } else { 0 };
+        let mut sum = Estimate { frees: true, leave, ..Estimate::default() };
         // A path through the catalog, and one for the tree that is to be freed in consequence.
         let catalog = 2 * u64::from(self.live.catalog.height) + 2;
         // Of a node that gets an owner of its own, all that it names change their count.
@@ -116,7 +124,10 @@ impl Heap {
         if needed > capacity {
             return Err(CommitError::TooLarge { needed, capacity });
         }
-        let needed = |heap: &Self| estimate.pages + estimate.index + heap.owed + heap.reserve(estimate.frees);
+        let needed = |heap: &Self| {
+            let Estimate { pages, index, frees, leave, .. } = estimate;
+            pages + index + heap.owed + heap.reserve(*frees) + leave
+        };
         let fits = |heap: &Self| {
             heap.log.fits(&geometry, estimate.payload) && heap.writer.slots.available() >= needed(heap)
         };

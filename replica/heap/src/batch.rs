@@ -42,6 +42,7 @@ pub(crate) enum Op<'a> {
 #[derive(Debug, Clone, Default)]
 pub struct Batch<'a> {
     pub(crate) ops: Vec<Op<'a>>,
+    pub(crate) leave_room: bool,
 }
 
 impl<'a> Batch<'a> {
@@ -84,6 +85,13 @@ impl<'a> Batch<'a> {
     /// Removes a metadata value.
     pub fn delete_meta(&mut self, key: impl Into<Cow<'a, [u8]>>) -> &mut Self {
         self.ops.push(Op::Remove { key: key.into() });
+        self
+    }
+
+    /// Has the batch refused as [`CommitError::Full`](crate::CommitError::Full) unless a 32nd of the medium, at least 1
+    /// and at most 16 MiB, stays free: room for the batches without this, by which a full medium is made to go on.
+    pub fn leave_room(&mut self) -> &mut Self {
+        self.leave_room = true;
         self
     }
 
