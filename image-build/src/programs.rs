@@ -73,6 +73,7 @@ fn compile(workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf
     let sandbox = workshop.sandbox();
     let jobs = sandbox.jobs().to_string();
     let sandbox = sandbox
+        .real_clock()
         .read(&workshop.repository, "/build")
         .read(rust, "/rust")
         .read(crates, "/vendor")

@@ -161,6 +161,16 @@ impl<'a> Sandbox<'a> {
         self
     }
 
+    /// Leaves the clock alone whatever the surroundings say: rustc's own allocator asks for the time while it starts,
+    /// before libfaketime can answer, and waits for ever.
+    #[must_use]
+    pub fn real_clock(mut self) -> Self {
+        for name in ["LD_PRELOAD", "FAKETIME", "FAKETIME_DONT_FAKE_MONOTONIC"] {
+            self.environment.remove(name);
+        }
+        self
+    }
+
     /// Adds a variable to the environment.
     #[must_use]
     pub fn set(mut self, name: &'static str, value: impl Into<OsString>) -> Self {

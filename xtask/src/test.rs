@@ -1,6 +1,6 @@
 //! `cargo xtask test`: set-up and every test.
 
-use crate::{Consent, double_build, setup, simulate, tools};
+use crate::{Consent, setup, simulate, tools};
 use anyhow::Result;
 
 /// The workspace's features that the virtual profile switches on.
@@ -31,7 +31,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("tools", tools::build_tools)?;
     let production = steps.step("production programs", tools::build_production)?;
     let release = steps.step("images", || tools::build_images("virtual"))?;
-    steps.step("second build of the images", || double_build::quick(&release))?;
+    steps.step("production firmware", || {
+        tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware", "--vary"]))
+    })?;
     let programs = steps.step("programs of the guest's tests", || {
         tools::output(tools::command(tools::binary("redoubt")).args(["image", "test-programs"]))
     })?;
