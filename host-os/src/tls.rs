@@ -30,7 +30,7 @@ impl Judge for Pinned {
         let key: KeyHash = Sha256::digest(public_key(certificate)?).into();
         match self.0 {
             Some(pin) if pin != key => {
-                Err(Error::General("its TLS key is not the one that was proved or given".into()))
+                Err(Error::General("its TLS key is not the one that its evidence proved, or that was given".into()))
             }
             _ => Ok(()),
         }
