@@ -47,7 +47,16 @@ fn arrows_go_one_way() -> Result<()> {
         ("host-os", &["attestation", "host-guest", "hwspec", "installer", "release", "simulated-psp"]),
         (
             "redoubt",
-            &["attestation", "host-guest", "host-os", "hwspec", "image-build", "installer", "release"],
+            &[
+                "attestation",
+                "heap",
+                "host-guest",
+                "host-os",
+                "hwspec",
+                "image-build",
+                "installer",
+                "release",
+            ],
         ),
     ] {
         let allowed: BTreeSet<String> = allowed.iter().map(|a| (*a).to_owned()).collect();
