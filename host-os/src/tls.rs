@@ -29,9 +29,9 @@ impl Judge for Pinned {
     fn judge(&self, certificate: &CertificateDer<'_>) -> Result<(), Error> {
         let key: KeyHash = Sha256::digest(public_key(certificate)?).into();
         match self.0 {
-            Some(pin) if pin != key => {
-                Err(Error::General("its TLS key is not the one that its evidence proved, or that was given".into()))
-            }
+            Some(pin) if pin != key => Err(Error::General(
+                "its TLS key is not the one that its evidence proved, or that was given".into(),
+            )),
             _ => Ok(()),
         }
     }
