@@ -132,7 +132,14 @@ fn another_guest_cannot_open_the_storage_and_leaves_it_as_it_was() -> Result<()>
 fn in_a_browser(url: &str) -> Result<(String, String)> {
     let profile = tempfile::tempdir()?;
     let output = Command::new("chromium")
-        .args(["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"])
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--enable-logging=stderr",
+            "--dump-dom",
+        ])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .arg(url)
         .output()
