@@ -26,7 +26,7 @@ const FLIPPED: usize = 0x1234;
 pub(crate) struct Options {
     #[command(flatten)]
     consent: Consent,
-    /// Both profiles, kernels too: about two hours on two cores
+    /// Both profiles, kernels too
     #[arg(long)]
     full: bool,
 }

@@ -116,7 +116,11 @@ mod tests {
     use crate::node::NodeDir;
     use crate::operator::keys::{Operator, Operators};
     use crate::operator::{Interface, serve};
+    use rustls::SignatureScheme;
+    use rustls::client::ResolvesClientCert;
+    use rustls::sign::CertifiedKey;
     use std::net::SocketAddr;
+    use std::sync::Arc;
     use std::time::Instant;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
@@ -199,14 +203,39 @@ mod tests {
         assert_eq!(error.code(), "node-key-differs");
     }
 
+    /// Shows one certificate and signs with another key, which rustls' own builder refuses to do.
+    #[derive(Debug)]
+    struct Thief(Arc<CertifiedKey>);
+
+    impl ResolvesClientCert for Thief {
+        fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+            Some(self.0.clone())
+        }
+        fn has_certs(&self) -> bool {
+            true
+        }
+    }
+
     #[tokio::test]
     async fn a_key_in_the_certificate_that_the_client_does_not_hold_is_refused() {
         let server = Server::start().await;
         let alice = alice(&server.directory);
-        let mut thief = Identity::create(&server.directory.path().join("thief.pem")).unwrap();
+        let other = Identity::create(&server.directory.path().join("thief.pem")).unwrap();
         server.allow(alice.key_sha256, None, false);
-        thief.certificate = alice.certificate.clone();
-        assert!(server.get(Some(&thief), "/v1/status").await.is_err());
+        let ask = async |key: &Identity| {
+            let mut config = Arc::unwrap_or_clone(client_config(None, server.key).unwrap());
+            let signer = rustls::crypto::ring::sign::any_supported_type(&key.key).unwrap();
+            let shown = CertifiedKey::new(vec![alice.certificate.clone()], signer);
+            config.client_auth_cert_resolver = Arc::new(Thief(Arc::new(shown)));
+            let name = ServerName::IpAddress(server.address.ip().into());
+            let stream = TcpStream::connect(server.address).await.unwrap();
+            let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
+            get_once(stream, "node", "/v1/health", 4096).await
+        };
+        assert!(ask(&alice).await.is_ok());
+        // The handshake breaks off: not even an answer comes.
+        let error = ask(&other).await.unwrap_err();
+        assert!(matches!(error, GetError::Http(_)), "{error:?}");
     }
 
     #[tokio::test]
