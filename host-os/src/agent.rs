@@ -48,6 +48,9 @@ pub enum AgentError {
     /// The operating system refuses signals.
     #[error("cannot handle signals: {0}")]
     Signals(std::io::Error),
+    /// PID 1 is not there.
+    #[error("standard input is not the line to PID 1: {0}; `--under-pid1` is for PID 1 of a host only")]
+    Pid1(std::io::Error),
     /// The operating system refuses an event loop.
     #[error("cannot make an event loop: {0}; check the limit on open files")]
     Runtime(std::io::Error),
@@ -62,6 +65,7 @@ impl AgentError {
             Self::Port { .. } => "port-taken",
             Self::HostKey(_) => "host-key-unusable",
             Self::Signals(_) | Self::Runtime(_) => "no-event-loop",
+            Self::Pid1(_) => "no-pid1",
         }
     }
 }
@@ -108,6 +112,9 @@ pub async fn run(
     let routes = router(shared.clone());
     tokio::spawn(async move { axum::serve(status_listener, routes).await });
     tokio::spawn(watch_host(shared.clone()));
+    if let Some(power) = options.power.clone() {
+        tokio::spawn(power.beat(ports.status));
+    }
     let operator = serve_operators(&options, &node, shared.clone()).await?;
     shared.update(|status| status.operator = operator);
 

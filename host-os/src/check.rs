@@ -43,6 +43,8 @@ pub struct Options {
     pub ignore_hardware: Vec<String>,
     /// When to lose patience.
     pub policy: Policy,
+    /// The line to PID 1 of the machine; `None` where the agent is an ordinary process.
+    pub power: Option<crate::power::Power>,
 }
 
 /// Ports, on 127.0.0.1 but for the operators'; `None` leaves the choice to the agent.

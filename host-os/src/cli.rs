@@ -58,6 +58,9 @@ pub struct RunArgs {
     /// Leave the terminal's session
     #[arg(long, hide = true)]
     pub new_session: bool,
+    /// PID 1 of a host started the agent; standard input is the line to it
+    #[arg(long, hide = true)]
+    pub under_pid1: bool,
     /// Check the release, print QEMU's command line and what is measured, and start nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -217,6 +220,7 @@ impl GuestArgs {
             qemu: guest.qemu.clone(),
             ignore_hardware: guest.ignore_hardware.clone(),
             policy: Policy::default(),
+            power: None,
         }
     }
 }
@@ -244,6 +248,10 @@ fn dry_run(args: &RunArgs) -> u8 {
 pub fn run(args: &RunArgs) -> u8 {
     if args.dry_run {
         return dry_run(args);
+    }
+    if args.under_pid1 {
+        // PID 1 blocks what it reads itself, and a program inherits that: the agent would never hear SIGTERM.
+        let _ = nix::sys::signal::SigSet::all().thread_unblock();
     }
     if args.new_session
         && let Err(error) = nix::unistd::setsid()
@@ -309,7 +317,11 @@ fn start(
     // One thread: the agent has little to do, and QEMU must be started from a thread that never ends.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Runtime)?;
-    let result = runtime.block_on(agent::run(args.options(), node.clone(), lock.clone(), record));
+    let mut options = args.options();
+    if args.under_pid1 {
+        options.power = Some(crate::power::Power::of_agent().map_err(AgentError::Pid1)?);
+    }
+    let result = runtime.block_on(agent::run(options, node.clone(), lock.clone(), record));
     // Checks that still run after a stop request are not waited for.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
@@ -344,6 +356,7 @@ pub fn exit_code(error: &AgentError) -> u8 {
         | AgentError::HostKey(_)
         | AgentError::Port { .. }
         | AgentError::Signals(_)
+        | AgentError::Pid1(_)
         | AgentError::Runtime(_) => 1,
     }
 }

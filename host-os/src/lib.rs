@@ -10,7 +10,8 @@
 //! | [`check`], [`bundle`], [`hardware`], [`platform`], [`accel`] | what must be true before anything is launched |
 //! | [`dry_run`] | what would be launched, for people to read |
 //! | [`node`], [`console`] | files of the node |
-//! | [`pid1`] | PID 1 of the host's image: mounts, the verified root, the agent's process |
+//! | [`pid1`] | PID 1 of the host's image: mounts, the verified root, the agent's process, the orderly end |
+//! | [`power`], [`watchdog`], [`crashes`], [`boot_facts`] | the agent's line to PID 1; what PID 1 knows of the machine |
 //! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
 //! | [`attest`], `tls`, `gateway` | evidence of the guest, and the way to it |
 //! | [`operator`] | HTTPS for the node's operators, by their keys |
@@ -22,11 +23,13 @@
 pub mod accel;
 pub mod agent;
 pub mod attest;
+pub mod boot_facts;
 pub mod bundle;
 pub mod check;
 pub mod cli;
 pub mod config;
 pub mod console;
+pub mod crashes;
 pub mod dry_run;
 mod gateway;
 mod guest;
@@ -39,6 +42,7 @@ pub mod operator;
 pub mod page;
 pub mod pid1;
 pub mod platform;
+pub mod power;
 #[cfg(feature = "virtual")]
 mod psp;
 pub mod qmp;
@@ -46,3 +50,4 @@ pub mod samples;
 pub mod status;
 mod sys;
 mod tls;
+pub mod watchdog;

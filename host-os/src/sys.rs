@@ -1,5 +1,5 @@
-//! The one place of this crate with unsafe code: what a child process does between fork and exec, and one request to the
-//! kernel about partitions.
+//! The one place of this crate with unsafe code: what a child process does between fork and exec, and requests to the kernel
+//! that are ioctls.
 #![allow(unsafe_code, reason = "Command::pre_exec and ioctl are unsafe and have no safe equivalent")]
 
 use std::fs::File;
@@ -65,6 +65,28 @@ pub(crate) fn resize_partition(disk: &File, number: i32, start: i64, length: i64
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
+}
+
+mod ioctl {
+    // linux/watchdog.h: WDIOC_GETBOOTSTATUS, WDIOC_SETTIMEOUT.
+    nix::ioctl_read!(get_boot_status, b'W', 2, i32);
+    nix::ioctl_readwrite!(set_timeout, b'W', 6, i32);
+}
+
+/// Why the machine started, as its watchdog has it (WDIOF_ bits).
+pub(crate) fn watchdog_boot_status(device: &File) -> io::Result<i32> {
+    let mut bits = 0;
+    // SAFETY: the kernel writes one int to the address, which is that of a live variable.
+    unsafe { ioctl::get_boot_status(device.as_raw_fd(), &raw mut bits) }?;
+    Ok(bits)
+}
+
+/// Sets the watchdog's time; returns what the device made of it, in seconds.
+pub(crate) fn set_watchdog_timeout(device: &File, seconds: i32) -> io::Result<i32> {
+    let mut seconds = seconds;
+    // SAFETY: the kernel reads and writes one int at the address, which is that of a live variable.
+    unsafe { ioctl::set_timeout(device.as_raw_fd(), &raw mut seconds) }?;
+    Ok(seconds)
 }
 
 #[cfg(test)]

@@ -5,39 +5,37 @@
 //! itself stops the machine at the first block that is wrong.
 
 mod command_line;
+mod keeper;
 mod loopback;
 mod mounts;
 mod storage;
 mod verity;
+mod watch;
 
+use crate::{
+    boot_facts::{self, BootFacts},
+    crashes,
+    watchdog::{self, Watchdog},
+};
 use command_line::CommandLine;
 use nix::{
-    errno::Errno,
-    sys::{
-        reboot::{RebootMode, reboot},
-        wait::{WaitStatus, waitpid},
-    },
+    sys::reboot::{RebootMode, reboot},
     time::{ClockId, clock_gettime},
-    unistd::Pid,
 };
 use std::{
     fmt,
     fs::File,
     io::{self, Read, Write},
-    process::{Child, Command},
+    path::Path,
     time::{Duration, Instant},
 };
 
-/// The agent is this program.
-const PROGRAM: &str = "/proc/self/exe";
 /// The manifest of the guest's release.
 const MANIFEST: &str = "/guest/manifest.json";
 /// What the node keeps.
 const NODE: &str = "/state/node";
-/// Pauses before the agent is started again: the first, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
-/// An agent that ran this long starts again with the first pause.
-const STABLE: Duration = Duration::from_secs(300);
+/// Where records of crashes are kept.
+const CRASHES: &str = "/state/crashes";
 /// Time to let the console drain.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
@@ -73,7 +71,7 @@ pub fn run() -> ! {
         restart(&format!("PANIC, this is a bug, please report it: {panic}"));
     }));
     match boot() {
-        Ok(line) => watch(&line),
+        Ok((line, watchdog)) => watch::watch(&line, watchdog.as_ref()),
         Err(error) => restart(&error.to_string()),
     }
 }
@@ -88,13 +86,18 @@ fn restart(reason: &str) -> ! {
     std::process::exit(1)
 }
 
-fn boot() -> Result<CommandLine, BootError> {
+fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
     mounts::mount_all()?;
+    let (device, watchdog) = Watchdog::arm(Path::new(watchdog::DEVICE));
+    say(format_args!("watchdog: {}", watchdog.text));
+    // Each of the steps below has the watchdog's whole time.
+    let feed = || device.as_ref().map_or(Ok(()), Watchdog::feed).unwrap_or_default();
     let line = CommandLine::parse(&read("/proc/cmdline")?)?;
     say(format_args!("host of profile {}, {}", line.profile, read("/proc/version")?.trim_end()));
     say(format_args!("Secure Boot: {}", secure_boot()));
     let started = Instant::now();
     let blocks = verity::check(&line.verity)?;
+    feed();
     say(format_args!(
         "root verified: {blocks} blocks, root hash {}, {:.1} s",
         line.verity.root_hash,
@@ -109,13 +112,24 @@ fn boot() -> Result<CommandLine, BootError> {
     }
     disk.personalise()?;
     disk.mount_state()?;
+    feed();
     match disk.configuration()? {
         Some(node) => say(format_args!("identity of this node: {node}")),
         None => {
             say("this node was not installed and has no configuration: install it to give it an operator")
         }
     }
-    Ok(line)
+    let crashes = crashes::collect(Path::new("/sys/fs/pstore"), Path::new(CRASHES)).unwrap_or_else(|error| {
+        say(format_args!("records of crashes cannot be kept: {error}"));
+        Vec::new()
+    });
+    for crash in crashes.iter().filter(|crash| crash.new) {
+        say(format_args!("the last run ended in a crash: {} ({})", crash.why.join("; "), crash.file));
+    }
+    if let Err(error) = boot_facts::write(&BootFacts { watchdog, crashes }) {
+        say(format_args!("the agent will not know how this machine started: {error}"));
+    }
+    Ok((line, device))
 }
 
 fn read(path: &str) -> Result<String, BootError> {
@@ -130,51 +144,5 @@ fn secure_boot() -> &'static str {
         Ok(5) if value[4] == 1 => "on",
         Ok(5) => "OFF: this machine starts whatever is on its disk; switch it on in the firmware",
         _ => "unknown: the firmware does not say",
-    }
-}
-
-/// Keeps the agent running, and reaps what is left behind by it.
-fn watch(line: &CommandLine) -> ! {
-    let mut pause = PAUSES.0;
-    loop {
-        let started = Instant::now();
-        match start_agent(line) {
-            Ok(agent) => {
-                say(format_args!("agent started as process {}", agent.id()));
-                say(format_args!("agent {}", wait_for(&agent)));
-            }
-            Err(error) => say(format_args!("the agent does not start: {error}")),
-        }
-        pause = if started.elapsed() >= STABLE { PAUSES.0 } else { pause };
-        say(format_args!("the agent starts again in {} s", pause.as_secs()));
-        std::thread::sleep(pause);
-        pause = (pause * 2).min(PAUSES.1);
-    }
-}
-
-fn start_agent(line: &CommandLine) -> io::Result<Child> {
-    Command::new(PROGRAM)
-        .args(["run", "--node-dir", NODE, "--release", MANIFEST, "--profile", &line.profile])
-        // This kernel has it wherever the processor does; a host that translates its guest would serve nobody.
-        .args(["--accel", "kvm"])
-        .env_clear()
-        .env("PATH", "/usr/bin")
-        .current_dir("/")
-        .spawn()
-}
-
-/// Reaps children until the agent ends; says how it ended.
-fn wait_for(agent: &Child) -> String {
-    loop {
-        match waitpid(None::<Pid>, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid.as_raw().unsigned_abs() == agent.id() => {
-                return format!("ended with code {code}");
-            }
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid.as_raw().unsigned_abs() == agent.id() => {
-                return format!("was ended by {signal}");
-            }
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return format!("cannot be watched: {errno}"),
-        }
     }
 }

@@ -26,7 +26,7 @@ use std::{
 /// Where the guest's release goes.
 const GUEST: &str = "/guest";
 /// Where the state is mounted.
-const STATE: &str = "/state";
+pub(super) const STATE: &str = "/state";
 /// Where the agent finds the verified configuration.
 const CONFIGURATION: &str = "/run/configuration.json";
 /// Makes the file system.

@@ -1,0 +1,28 @@
+//! What PID 1 found when the machine started, for the agent to show.
+
+use crate::crashes::Crash;
+use crate::watchdog::WatchdogStatus;
+use serde::{Deserialize, Serialize};
+use std::io;
+
+/// On a file system in memory: facts of this start only.
+const PATH: &str = "/run/boot.json";
+
+/// How this machine started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootFacts {
+    /// The hardware watchdog.
+    pub watchdog: WatchdogStatus,
+    /// Crashes of earlier runs, the newest last.
+    pub crashes: Vec<Crash>,
+}
+
+/// Written by PID 1.
+pub(crate) fn write(facts: &BootFacts) -> io::Result<()> {
+    std::fs::write(PATH, serde_json::to_vec(facts)?)
+}
+
+/// Read by the agent; absent where it is not PID 1's.
+pub fn read() -> Option<BootFacts> {
+    serde_json::from_slice(&std::fs::read(PATH).ok()?).ok()
+}
