@@ -145,7 +145,9 @@ impl Launch {
                 match accel {
                     Accel::Kvm => {
                         args.pair("-accel", "kvm");
-                        args.pair("-cpu", "host");
+                        // On a host that is itself translated, KVM's TSC-deadline timer fires minutes late and the guest
+                        // sleeps for ever; without it the kernel takes the APIC's one-shot timer.
+                        args.pair("-cpu", "host,-tsc-deadline");
                     }
                     Accel::Tcg => {
                         // Enough for the code of the guest's kernel and of a few modules, far below QEMU's default of
