@@ -6,25 +6,27 @@ use crate::command_line::{self, CommandLine, CommandLineError, Profile};
 use crate::console::{chain, power_off, restart, say};
 use crate::devices::{self, DeviceError};
 use crate::evidence::{self, Provider};
+use crate::hand_over::{Giving, Party, Receiving, Step};
 use crate::health::{Facts, Reporter};
 use crate::host::{Link, accept};
 use crate::keys::{KeyError, KeySource, Level};
 use crate::mounts::{self, MountError};
 use crate::network::{self, NetworkError};
 use crate::replica::{Replica, Sign};
-use crate::storage::{self, StorageError};
+use crate::storage::{self, StorageError, Vault};
 use crate::supervisor::{self, Action, Policy, Supervisor};
 use crate::sysctl::{self, SysctlError};
 use crate::tsm::{self, Tsm, TsmError};
-use crate::vault::{Identity, Key};
+use crate::vault::Identity;
 use attestation::{Report, TrustAnchors};
-use host_guest::{GuestConfig, PORT, Phase, ToGuest, ToHost, VERSION};
+use host_guest::{GuestConfig, PORT, Phase, Task, ToGuest, ToHost, VERSION};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use std::convert::Infallible;
+use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -79,6 +81,8 @@ enum OpenError {
     Key(#[from] KeyError),
     #[error(transparent)]
     Storage(#[from] StorageError),
+    #[error(transparent)]
+    HandOver(#[from] crate::hand_over::Failure),
     #[error("opening the evidence socket failed: {0}; build the image anew")]
     Evidence(#[source] io::Error),
     #[error("asked to stop")]
@@ -110,12 +114,16 @@ pub fn run() -> Result<Infallible, BootError> {
         restarts: 0,
         config: None,
         evidence: None,
+        vault: None,
+        giving: Giving::default(),
         addresses: Vec::new(),
         heap: String::new(),
         error: String::new(),
     };
     match guest.open() {
-        Ok(replica) => guest.supervise(&replica),
+        Ok(Work::Run(replica)) => guest.supervise(&replica),
+        Ok(Work::Give) => guest.give(),
+        Ok(Work::Received) => guest.stop("the key was taken over"),
         Err(OpenError::Stopped) => guest.stop("asked to stop before the replica was started"),
         Err(error) => guest.park(&chain(&error)),
     }
@@ -176,6 +184,16 @@ fn open_psp() -> Result<Psp, OpenError> {
     Ok(Psp { keys: Box::new(crate::keys::Hardware::open()?), anchors: TrustAnchors::amd() })
 }
 
+/// What a guest has to do, once it is open.
+enum Work {
+    /// To be the node.
+    Run(Box<Replica>),
+    /// To hand its key over.
+    Give,
+    /// Nothing more: the key was taken over.
+    Received,
+}
+
 struct Guest {
     command_line: CommandLine,
     link: Link,
@@ -188,16 +206,19 @@ struct Guest {
     config: Option<GuestConfig>,
     /// With a report of this guest, against which the host's certificates are checked.
     evidence: Option<(Arc<Provider>, Report)>,
+    /// Open, unless the guest is here to receive.
+    vault: Option<Vault>,
+    giving: Giving,
     addresses: Vec<String>,
     heap: String,
     error: String,
 }
 
 impl Guest {
-    /// Everything that the replica needs.
-    fn open(&mut self) -> Result<Replica, OpenError> {
+    /// Everything that the guest's task needs.
+    fn open(&mut self) -> Result<Work, OpenError> {
         self.link.send(&ToHost::Hello { version: VERSION });
-        let Psp { mut keys, anchors } = open_psp()?;
+        let Psp { keys, anchors } = open_psp()?;
         let tsm = Tsm::at(tsm::DIRECTORY);
         let report = tsm.quote(&clock::random()?)?.report;
         let provider = Arc::new(Provider::new(tsm, anchors));
@@ -215,26 +236,97 @@ impl Guest {
         let config = self.wait_for_config(&report.host_data())?;
         let port = config.port;
         self.phase = Phase::Opening;
-        self.config = Some(config.clone());
-        let interface = network::configure(Path::new(SYS), &config)?;
-        let secret = self.open_vault(&us, &mut *keys)?;
-        let nvram = devices::open_nvram(Path::new(SYS))?;
-        let mapping = if nvram.write_combining { "write-combining" } else { "uncached" };
-        self.heap = format!("bar, {} MiB, {mapping}", nvram.size >> 20);
-        say(format_args!("network on {interface}, heap on {}", self.heap));
-        evidence::serve(provider).map_err(OpenError::Evidence)?;
-        Ok(Replica { secret, nvram, port, profile: self.command_line.profile })
-    }
-
-    fn open_vault(&self, us: &Identity, keys: &mut dyn KeySource) -> Result<Key, OpenError> {
         let disk = devices::open_disk(Path::new(SYS), storage::DISK_SERIAL)?;
-        let (secret, origin) = storage::secret(&disk, us, keys)?;
+        if config.task == Task::Receive {
+            let party = Party::new(provider, &report)?;
+            self.receive(&party, disk, us, keys)?;
+            return Ok(Work::Received);
+        }
+        let (vault, origin) = Vault::open(disk, us, keys)?;
         say(match origin {
             storage::Origin::Opened => "vault opened",
             storage::Origin::Renewed => "vault opened and sealed anew",
             storage::Origin::Created => "the disk is empty: new vault with a new secret",
         });
-        Ok(secret)
+        let secret = vault.content().secret.clone();
+        self.vault = Some(vault);
+        if config.task == Task::Give {
+            return Ok(Work::Give);
+        }
+        self.config = Some(config.clone());
+        let interface = network::configure(Path::new(SYS), &config)?;
+        let nvram = devices::open_nvram(Path::new(SYS))?;
+        let mapping = if nvram.write_combining { "write-combining" } else { "uncached" };
+        self.heap = format!("bar, {} MiB, {mapping}", nvram.size >> 20);
+        say(format_args!("network on {interface}, heap on {}", self.heap));
+        evidence::serve(provider).map_err(OpenError::Evidence)?;
+        Ok(Work::Run(Box::new(Replica { secret, nvram, port, profile: self.command_line.profile })))
+    }
+
+    /// Takes the node's key over from another guest into the vault. A failed hand-over is told, and the host may begin anew.
+    fn receive(
+        &mut self,
+        party: &Party,
+        disk: File,
+        us: Identity,
+        keys: Box<dyn KeySource>,
+    ) -> Result<(), OpenError> {
+        let mut receiving = Receiving::default();
+        loop {
+            let Some(event) = self.next_event(GREET_AGAIN) else { continue };
+            if is_stop(&event) {
+                return Err(OpenError::Stopped);
+            }
+            let Event::Host(message) = &event else {
+                self.note(&event);
+                continue;
+            };
+            match receiving.step(message, party) {
+                Ok(None) => self.note(&event),
+                Ok(Some(Step::Send(message))) => self.link.send(&ToHost::HandOver { message }),
+                Ok(Some(Step::Received(content))) => {
+                    Vault::fill(disk, us, keys, content)?;
+                    say("the key was taken over and lies in this guest's vault");
+                    self.link.send(&ToHost::HandOverDone);
+                    return Ok(());
+                }
+                Err(failure) => {
+                    self.fail(chain(&failure));
+                    self.link.send(&failure.told());
+                }
+            }
+        }
+    }
+
+    /// Hands the key over, without being the node, until the guest is told to stop.
+    fn give(mut self) -> ! {
+        loop {
+            match self.next_event(GREET_AGAIN) {
+                Some(event) if is_stop(&event) => self.stop("asked to stop"),
+                Some(event) => self.note(&event),
+                None => {}
+            }
+        }
+    }
+
+    /// Answers a guest that wants the key.
+    fn answer(&mut self, message: &str) {
+        let (Some((provider, report)), Some(vault)) = (&self.evidence, &mut self.vault) else { return };
+        let answered =
+            Party::new(provider.clone(), report).and_then(|party| self.giving.answer(message, &party, vault));
+        match answered {
+            Ok((message, passed)) => {
+                self.link.send(&ToHost::HandOver { message });
+                if passed {
+                    say("the key was handed over to a blessed release");
+                    self.link.send(&ToHost::HandOverDone);
+                }
+            }
+            Err(failure) => {
+                self.fail(chain(&failure));
+                self.link.send(&failure.told());
+            }
+        }
     }
 
     fn wait_for_config(&mut self, host_data: &[u8; 32]) -> Result<GuestConfig, OpenError> {
@@ -396,6 +488,7 @@ impl Guest {
                     Err(error) => self.fail(chain(&error)),
                 }
             }
+            Event::Host(ToGuest::HandOver { message }) => self.answer(message),
             _ => {}
         }
     }

@@ -72,7 +72,7 @@ struct Extension {
 
 /// Why a request gets no evidence.
 #[derive(Debug, thiserror::Error)]
-enum RequestError {
+pub(crate) enum RequestError {
     #[error("the nonce is not 64 hexadecimal digits")]
     Nonce,
     #[error("the key is not base64 of 1 to {MAX_SPKI} bytes")]
@@ -118,6 +118,11 @@ impl Provider {
         Self { tsm, anchors, supplied: Mutex::default() }
     }
 
+    /// Who makes reports.
+    pub fn anchors(&self) -> &TrustAnchors {
+        &self.anchors
+    }
+
     /// Takes certificates from the host if they endorse `report`, which is one of this guest.
     pub fn supply(&self, table: &str, report: &[u8]) -> Result<(), CertificatesError> {
         let table = STANDARD
@@ -134,11 +139,16 @@ impl Provider {
 
     /// Evidence for the replica's TLS key.
     fn evidence(&self, freshness: Freshness, key: &[u8]) -> Result<Evidence, RequestError> {
-        let kind = self.anchors.kind();
-        let binding = Binding { kind, role: Role::Replica, freshness, key, peer: None };
-        let quote = self.tsm.quote(&binding.report_data())?;
+        let binding = Binding { kind: self.anchors.kind(), role: Role::Replica, freshness, key, peer: None };
+        self.quote(&binding.report_data())
+    }
+
+    /// Evidence with this REPORT_DATA.
+    pub(crate) fn quote(&self, report_data: &[u8; 64]) -> Result<Evidence, RequestError> {
+        let quote = self.tsm.quote(report_data)?;
         let supplied = self.supplied.lock().unwrap_or_else(PoisonError::into_inner);
         let table = if quote.auxiliary.is_empty() { &*supplied } else { &quote.auxiliary };
+        let kind = self.anchors.kind();
         Evidence::from_tsm(kind, quote.report.as_bytes().to_vec(), table).map_err(RequestError::Certificates)
     }
 }

@@ -15,6 +15,7 @@ pub mod command_line;
 pub mod console;
 pub mod devices;
 pub mod evidence;
+pub mod hand_over;
 pub mod health;
 pub mod host;
 pub mod keys;

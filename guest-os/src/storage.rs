@@ -2,7 +2,7 @@
 
 use crate::clock::{self, ClockError};
 use crate::keys::{KeyError, KeySource};
-use crate::vault::{self, Content, Found, Identity, Key, REGION, SLOT_OFFSETS, VaultError};
+use crate::vault::{self, Content, Found, Identity, REGION, SLOT_OFFSETS, VaultError};
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -27,6 +27,11 @@ pub enum StorageError {
     /// The vault does not open.
     #[error(transparent)]
     Vault(#[from] VaultError<KeyError>),
+    /// The disk lies.
+    #[error(
+        "what was written into the vault reads back differently; check the disk that the host gives to the guest"
+    )]
+    ReadBack,
     /// No randomness for a new vault.
     #[error(transparent)]
     Random(#[from] ClockError),
@@ -43,50 +48,103 @@ pub enum Origin {
     Created,
 }
 
-/// Opens the vault on the disk, or makes one when the disk is empty, and returns the node's secret.
-pub fn secret(disk: &File, us: &Identity, keys: &mut dyn KeySource) -> Result<(Key, Origin), StorageError> {
-    let label = keys.label();
-    let mut region = Box::new([0; REGION]);
-    disk.read_exact_at(&mut *region, 0).map_err(|source| StorageError::Disk { step: "reading", source })?;
-    match vault::open(&region, us, label, |level| keys.derive(level))? {
-        Found::Blank => {
-            let content = Content { secret: Zeroizing::new(clock::random()?), created: clock::now() };
-            write(disk, &content, 1, SLOT_OFFSETS, us, keys)?;
-            Ok((content.secret, Origin::Created))
-        }
-        Found::Opened { content, outdated: false, .. } => Ok((content.secret, Origin::Opened)),
-        Found::Opened { content, sequence, slot, outdated: true } => {
-            // The good slot is written last, when the other one is safe.
-            let order = [SLOT_OFFSETS[1 - slot], SLOT_OFFSETS[slot]];
-            write(disk, &content, sequence.saturating_add(1), order, us, keys)?;
-            Ok((content.secret, Origin::Renewed))
-        }
-    }
+/// The vault on the guest's disk, open.
+pub struct Vault {
+    disk: File,
+    us: Identity,
+    keys: Box<dyn KeySource>,
+    content: Content,
+    sequence: u64,
 }
 
-/// Writes both slots, one after the other. What is used of a slot fits one sector, so a power cut leaves it old or new.
-fn write(
-    disk: &File,
-    content: &Content,
-    sequence: u64,
-    order: [usize; 2],
-    us: &Identity,
-    keys: &mut dyn KeySource,
-) -> Result<(), StorageError> {
-    let label = keys.label();
-    for offset in order {
-        let slot = vault::seal(content, sequence, us, label, &clock::random()?, |level| keys.derive(level))?;
-        disk.write_all_at(&slot, offset as u64)
-            .and_then(|()| disk.sync_data())
-            .map_err(|source| StorageError::Disk { step: "writing", source })?;
+impl Vault {
+    /// Opens the vault on the disk, or makes one when the disk is empty.
+    pub fn open(
+        disk: File,
+        us: Identity,
+        mut keys: Box<dyn KeySource>,
+    ) -> Result<(Vault, Origin), StorageError> {
+        let label = keys.label();
+        let mut region = Box::new([0; REGION]);
+        disk.read_exact_at(&mut *region, 0)
+            .map_err(|source| StorageError::Disk { step: "reading", source })?;
+        let found = vault::open(&region, &us, label, |level| keys.derive(level))?;
+        let (content, sequence, origin, order) = match found {
+            Found::Blank => {
+                let seen = release::Seen::default();
+                let content =
+                    Content { secret: Zeroizing::new(clock::random()?), created: clock::now(), seen };
+                (content, 0, Origin::Created, SLOT_OFFSETS)
+            }
+            // The good slot is written last, when the other one is safe.
+            Found::Opened { content, sequence, slot, outdated } => {
+                let origin = if outdated { Origin::Renewed } else { Origin::Opened };
+                (content, sequence, origin, [SLOT_OFFSETS[1 - slot], SLOT_OFFSETS[slot]])
+            }
+        };
+        let mut vault = Vault { disk, us, keys, content, sequence };
+        if origin != Origin::Opened {
+            vault.write(order)?;
+        }
+        Ok((vault, origin))
     }
-    Ok(())
+
+    /// Puts what another guest handed over into the vault on a disk, whatever was there, and reads it back.
+    pub fn fill(
+        disk: File,
+        us: Identity,
+        keys: Box<dyn KeySource>,
+        content: Content,
+    ) -> Result<(), StorageError> {
+        let kept = disk.try_clone().map_err(|source| StorageError::Disk { step: "opening", source })?;
+        let mut vault = Vault { disk, us, keys, content, sequence: 0 };
+        vault.write(SLOT_OFFSETS)?;
+        let Vault { us, keys, content, .. } = vault;
+        let (read, _) = Vault::open(kept, us, keys)?;
+        if read.content == content { Ok(()) } else { Err(StorageError::ReadBack) }
+    }
+
+    /// What it holds.
+    pub fn content(&self) -> &Content {
+        &self.content
+    }
+
+    /// Keeps what the node has seen now. Does nothing if that is not new.
+    pub fn remember(&mut self, seen: release::Seen) -> Result<(), StorageError> {
+        if seen == self.content.seen {
+            return Ok(());
+        }
+        self.content.seen = seen;
+        self.write(SLOT_OFFSETS)
+    }
+
+    /// Writes both slots, one after the other. What is used of a slot fits one sector, so a power cut leaves it old or new.
+    fn write(&mut self, order: [usize; 2]) -> Result<(), StorageError> {
+        self.sequence = self.sequence.saturating_add(1);
+        let label = self.keys.label();
+        for offset in order {
+            let fresh = clock::random()?;
+            let derive = |level| self.keys.derive(level);
+            let slot = vault::seal(&self.content, self.sequence, &self.us, label, &fresh, derive)?;
+            self.disk
+                .write_all_at(&slot, offset as u64)
+                .and_then(|()| self.disk.sync_data())
+                .map_err(|source| StorageError::Disk { step: "writing", source })?;
+        }
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::keys::Level;
+    use crate::vault::Key;
+
+    fn secret(disk: &File, us: &Identity, keys: Fixed) -> Result<(Key, Origin), StorageError> {
+        let (vault, origin) = Vault::open(disk.try_clone().unwrap(), us.clone(), Box::new(keys))?;
+        Ok((vault.content.secret, origin))
+    }
 
     struct Fixed(u8);
 
@@ -118,55 +176,67 @@ mod tests {
     #[test]
     fn an_empty_disk_gets_a_secret_that_stays() {
         let disk = disk();
-        let (secret, origin) = super::secret(&disk, &us(), &mut Fixed(1)).unwrap();
+        let (first, origin) = secret(&disk, &us(), Fixed(1)).unwrap();
         assert_eq!(origin, Origin::Created);
         let before = bytes(&disk);
-        assert_eq!(super::secret(&disk, &us(), &mut Fixed(1)).unwrap(), (secret, Origin::Opened));
+        assert_eq!(secret(&disk, &us(), Fixed(1)).unwrap(), (first, Origin::Opened));
         assert_eq!(bytes(&disk), before);
     }
 
     #[test]
     fn two_disks_get_two_secrets() {
-        let secret = || super::secret(&disk(), &us(), &mut Fixed(1)).unwrap().0;
-        assert_ne!(secret(), secret());
+        let new = || secret(&disk(), &us(), Fixed(1)).unwrap().0;
+        assert_ne!(new(), new());
     }
 
     #[test]
     fn a_lost_slot_and_a_new_tcb_version_are_repaired_once() {
         let disk = disk();
-        let (secret, _) = super::secret(&disk, &us(), &mut Fixed(1)).unwrap();
+        let (first, _) = secret(&disk, &us(), Fixed(1)).unwrap();
         for lost in SLOT_OFFSETS {
             disk.write_all_at(&[0xff; 100], lost as u64).unwrap();
-            assert_eq!(
-                super::secret(&disk, &us(), &mut Fixed(1)).unwrap(),
-                (secret.clone(), Origin::Renewed)
-            );
-            assert_eq!(super::secret(&disk, &us(), &mut Fixed(1)).unwrap(), (secret.clone(), Origin::Opened));
+            assert_eq!(secret(&disk, &us(), Fixed(1)).unwrap(), (first.clone(), Origin::Renewed));
+            assert_eq!(secret(&disk, &us(), Fixed(1)).unwrap(), (first.clone(), Origin::Opened));
         }
         let updated = Identity { level: Level { tcb_version: 5, guest_svn: 0 }, ..us() };
-        assert_eq!(super::secret(&disk, &updated, &mut Fixed(1)).unwrap(), (secret.clone(), Origin::Renewed));
-        assert_eq!(super::secret(&disk, &updated, &mut Fixed(1)).unwrap(), (secret, Origin::Opened));
+        assert_eq!(secret(&disk, &updated, Fixed(1)).unwrap(), (first.clone(), Origin::Renewed));
+        assert_eq!(secret(&disk, &updated, Fixed(1)).unwrap(), (first, Origin::Opened));
     }
 
     #[test]
     fn a_vault_that_does_not_open_is_left_alone() {
         let disk = disk();
-        super::secret(&disk, &us(), &mut Fixed(1)).unwrap();
+        secret(&disk, &us(), Fixed(1)).unwrap();
         let before = bytes(&disk);
         let other = Identity { measurement: [9; 48], ..us() };
-        let error = super::secret(&disk, &other, &mut Fixed(2)).unwrap_err();
+        let error = secret(&disk, &other, Fixed(2)).unwrap_err();
         assert!(error.to_string().starts_with("vault sealed to another guest or machine"), "{error}");
-        assert!(super::secret(&disk, &us(), &mut Fixed(2)).is_err());
+        assert!(secret(&disk, &us(), Fixed(2)).is_err());
         assert_eq!(bytes(&disk), before);
+    }
+
+    #[test]
+    fn what_was_seen_and_what_was_handed_over_stays() {
+        let disk = disk();
+        let open = |us: Identity| Vault::open(disk.try_clone().unwrap(), us, Box::new(Fixed(1)));
+        let (mut vault, _) = open(us()).unwrap();
+        let seen = release::Seen { blessing_version: 9, ..release::Seen::default() };
+        vault.remember(seen).unwrap();
+        let content = vault.content.clone();
+        assert_eq!(open(us()).unwrap().0.content, content);
+        // By another release, into a vault where something lay.
+        let other = Identity { measurement: [9; 48], ..us() };
+        let another = || Vault::open(disk.try_clone().unwrap(), other.clone(), Box::new(Fixed(2)));
+        assert!(another().is_err());
+        Vault::fill(disk.try_clone().unwrap(), other.clone(), Box::new(Fixed(2)), content.clone()).unwrap();
+        let (vault, origin) = another().unwrap();
+        assert_eq!((vault.content, origin), (content, Origin::Opened));
     }
 
     #[test]
     fn a_disk_that_is_too_small_is_an_error() {
         let small = tempfile::tempfile().unwrap();
         small.set_len(4096).unwrap();
-        assert!(matches!(
-            super::secret(&small, &us(), &mut Fixed(1)),
-            Err(StorageError::Disk { step: "reading", .. })
-        ));
+        assert!(matches!(secret(&small, &us(), Fixed(1)), Err(StorageError::Disk { step: "reading", .. })));
     }
 }

@@ -5,7 +5,7 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | magic `RDBVAULT` |
-//! | 8..12 | format version, 2 |
+//! | 8..12 | format version, 3 |
 //! | 12..16 | guest SVN that the key was derived with |
 //! | 16..24 | sequence number; the higher valid slot counts |
 //! | 24..32 | TCB version that the key was derived with |
@@ -13,9 +13,12 @@
 //! | 80..112 | SHA-256 of the chip id of the machine that sealed it |
 //! | 112..144 | salt of the key derivation |
 //! | 144..156 | nonce |
-//! | 156..220 | AES-256-GCM of the content (48 bytes) and tag (16 bytes); bytes 0..156 are associated data |
+//! | 156..318 | AES-256-GCM of the content (146 bytes) and tag (16 bytes); bytes 0..156 are associated data |
 //!
-//! Content: content version (u32, 2), zero (u32), secret (32 bytes), creation time (u64, seconds since 1970).
+//! Content: content version (u32, 3), zero (u32), secret (32 bytes), creation time (u64, seconds since 1970), and what the
+//! node has seen ([`release::Seen`]): root version, blessing version, security epoch, time (u64 each), blessing, release
+//! (each one byte 0 or 1, then 32 bytes). What is handed over to another release is the content too.
+//!
 //! HOST_DATA takes no part: a change of the guest's configuration must not lose the secret.
 //! The key is HKDF-SHA256(salt, derived key of the PSP, label); the label names this use and the kind of PSP, and any
 //! further use of the derived key has to have another one. The PSP mixes policy, ids of the ID block, measurement, guest
@@ -27,6 +30,7 @@
 //! an error only, the key decides.
 
 use crate::keys::Level;
+use release::{Digest, Seen};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::{digest, hkdf};
 use zeroize::Zeroizing;
@@ -39,9 +43,10 @@ pub const SLOT: usize = 4096;
 pub const SLOT_OFFSETS: [usize; 2] = [0, REGION / 2];
 
 const MAGIC: &[u8; 8] = b"RDBVAULT";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 const HEADER: usize = 156;
-const CONTENT: usize = 48;
+/// Length of the content, in bytes.
+pub const CONTENT: usize = 146;
 const SEALED: usize = CONTENT + 16;
 
 /// A key of 32 bytes that is wiped when dropped.
@@ -65,12 +70,60 @@ pub struct Content {
     pub secret: Key,
     /// When it was made, in seconds since 1970 by the clock of then.
     pub created: u64,
+    /// What the node has seen of roots and blessings.
+    pub seen: Seen,
+}
+
+impl Content {
+    /// The bytes that are sealed, or handed over.
+    pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
+        let Content { secret, created, seen } = self;
+        let mut bytes = Zeroizing::new(Vec::with_capacity(SEALED));
+        bytes.extend(VERSION.to_le_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend(**secret);
+        for number in [*created, seen.root_version, seen.blessing_version, seen.security_epoch, seen.time] {
+            bytes.extend(number.to_le_bytes());
+        }
+        for digest in [seen.blessing, seen.release] {
+            bytes.push(u8::from(digest.is_some()));
+            bytes.extend(digest.map_or([0; 32], |digest| digest.0));
+        }
+        bytes
+    }
+
+    /// Reads what [`Content::to_bytes`] wrote. Fails with the version that was found, or none where the length is wrong.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Content, Option<u32>> {
+        let field = |at: usize| bytes.get(at..at + 8).and_then(|b| b.try_into().ok()).map(u64::from_le_bytes);
+        let digest = |at: usize| {
+            let digest = bytes.get(at + 1..at + 33)?.try_into().ok()?;
+            Some((*bytes.get(at)? == 1).then_some(Digest(digest)))
+        };
+        let version = bytes.first_chunk().map(|version| u32::from_le_bytes(*version)).ok_or(None)?;
+        if version != VERSION {
+            return Err(Some(version));
+        }
+        let read = || {
+            let secret = Zeroizing::new(bytes.get(8..40)?.try_into().ok()?);
+            let seen = Seen {
+                root_version: field(48)?,
+                blessing_version: field(56)?,
+                security_epoch: field(64)?,
+                time: field(72)?,
+                blessing: digest(80)?,
+                release: digest(113)?,
+            };
+            Some(Content { secret, created: field(40)?, seen })
+        };
+        if bytes.len() == CONTENT { read().ok_or(None) } else { Err(None) }
+    }
 }
 
 impl std::fmt::Debug for Content {
     // The secret is not shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Content").field("created", &self.created).finish_non_exhaustive()
+        let Content { created, seen, .. } = self;
+        f.debug_struct("Content").field("created", created).field("seen", seen).finish_non_exhaustive()
     }
 }
 
@@ -111,8 +164,10 @@ pub enum VaultError<E: std::error::Error + 'static> {
          loses the state of this node"
     )]
     Damaged,
-    /// Sealed by a newer release.
-    #[error("the vault has format version {0}, this guest knows {VERSION}; start a newer guest release")]
+    /// Sealed by a release with another format.
+    #[error(
+        "the vault has format version {0}, this guest knows {VERSION}; start the guest release that made it"
+    )]
     Version(u32),
     /// The derived key cannot be had.
     #[error("the key of the vault could not be derived")]
@@ -189,15 +244,8 @@ fn open_slot<E: std::error::Error>(
     let mut sealed = Zeroizing::new(sealed[..SEALED].to_vec());
     let nonce = Nonce::assume_unique_for_key(header.nonce);
     let Ok(content) = key.open_in_place(nonce, Aad::from(clear), &mut sealed) else { return Err(failed) };
-    let (version, rest) = content.split_at(4);
-    let content_version = u32::from_le_bytes(version.try_into().map_err(|_| VaultError::Damaged)?);
-    if content_version != VERSION {
-        return Err(VaultError::Version(content_version));
-    }
-    let content = Content {
-        secret: Zeroizing::new(rest[4..36].try_into().map_err(|_| VaultError::Damaged)?),
-        created: u64::from_le_bytes(rest[36..44].try_into().map_err(|_| VaultError::Damaged)?),
-    };
+    let content = Content::from_bytes(content)
+        .map_err(|version| version.map_or(VaultError::Damaged, VaultError::Version))?;
     Ok((content, header))
 }
 
@@ -251,11 +299,7 @@ pub fn seal<E: std::error::Error>(
     slot.extend(salt);
     slot.extend(nonce);
 
-    let mut sealed = Zeroizing::new(Vec::with_capacity(SEALED));
-    sealed.extend(VERSION.to_le_bytes());
-    sealed.extend([0; 4]);
-    sealed.extend(*content.secret);
-    sealed.extend(content.created.to_le_bytes());
+    let mut sealed = content.to_bytes();
     let key = derive(us.level).map_err(VaultError::Key)?;
     let key = sealing_key(&key, salt, label).ok_or(VaultError::Seal)?;
     let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| VaultError::Seal)?;
@@ -273,7 +317,7 @@ fn chip_hash(us: &Identity) -> [u8; 32] {
 
 fn sealing_key(derived: &Key, salt: &[u8], label: &str) -> Option<LessSafeKey> {
     let extracted = hkdf::Salt::new(hkdf::HKDF_SHA256, salt).extract(&**derived);
-    let info = [b"redoubt vault 2 ", label.as_bytes()];
+    let info = [b"redoubt vault 3 ", label.as_bytes()];
     Some(LessSafeKey::new(UnboundKey::from(extracted.expand(&info, &AES_256_GCM).ok()?)))
 }
 
@@ -288,7 +332,9 @@ mod tests {
     }
 
     fn content() -> Content {
-        Content { secret: Zeroizing::new([9; 32]), created: 1_800_000_000 }
+        let seen =
+            Seen { root_version: 3, security_epoch: 5, release: Some(Digest([7; 32])), ..Seen::default() };
+        Content { secret: Zeroizing::new([9; 32]), created: 1_800_000_000, seen }
     }
 
     /// A PSP: its key depends on who asks and on the level.
@@ -389,8 +435,8 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let mut slot = sealed(1, &us());
-        slot[8] = 3;
-        assert_eq!(open_as(&us(), &region([&slot, &[]])), Err(VaultError::Version(3)));
+        slot[8] = 4;
+        assert_eq!(open_as(&us(), &region([&slot, &[]])), Err(VaultError::Version(4)));
     }
 
     proptest! {

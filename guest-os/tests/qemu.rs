@@ -67,8 +67,13 @@ fn initrd(images: &Images) -> Vec<u8> {
 
 fn config() -> String {
     let ipv4 = Ipv4Config { address: [10, 0, 2, 15].into(), prefix: 24, gateway: Some([10, 0, 2, 2].into()) };
-    let config =
-        GuestConfig { version: 1, ipv4: Some(ipv4), ipv6: Ipv6Config::RouterAdvertisement, port: 8443 };
+    let config = GuestConfig {
+        version: 1,
+        ipv4: Some(ipv4),
+        ipv6: Ipv6Config::RouterAdvertisement,
+        port: 8443,
+        task: host_guest::Task::Run,
+    };
     serde_json::to_string(&config).unwrap()
 }
 

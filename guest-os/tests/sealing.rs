@@ -6,7 +6,7 @@
 use attestation::Measurement;
 use attestation::report::{GuestPolicy, TcbVersion};
 use guest_os::keys::{KeyError, KeySource, Level, Simulated};
-use guest_os::storage::{self, Origin, StorageError};
+use guest_os::storage::{Origin, StorageError, Vault};
 use guest_os::vault::{Identity, Key, REGION, VaultError};
 use proptest::prelude::*;
 use simulated_psp::chip::{Chip, IdBlock, LaunchContext};
@@ -65,16 +65,21 @@ impl Guest {
     }
 
     fn secret(&self, chips: &Path, disk: &File) -> Result<(Key, Origin), StorageError> {
-        let (us, mut keys) = self.start(chips);
-        storage::secret(disk, &us, &mut keys)
+        let (us, keys) = self.start(chips);
+        open(disk, us, keys)
     }
 
     /// As [`Guest::secret`], for a guest that lies about who it is where the vault would tell it to stop.
     fn secret_as(&self, other: &Self, chips: &Path, disk: &File) -> Result<(Key, Origin), StorageError> {
         let (us, _) = other.start(chips);
-        let (_, mut keys) = self.start(chips);
-        storage::secret(disk, &us, &mut keys)
+        let (_, keys) = self.start(chips);
+        open(disk, us, keys)
     }
+}
+
+fn open(disk: &File, us: Identity, keys: impl KeySource + 'static) -> Result<(Key, Origin), StorageError> {
+    let (vault, origin) = Vault::open(disk.try_clone().unwrap(), us, Box::new(keys))?;
+    Ok((vault.content().secret.clone(), origin))
 }
 
 fn disk() -> File {

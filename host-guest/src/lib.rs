@@ -28,6 +28,20 @@ pub enum ToHost {
     },
     /// Sent at every change and at least every five seconds: the host's watchdog feeds on it.
     Health(Health),
+    /// For the other guest of a hand-over, to be carried as it is (crate `upgrade`, module `exchange`).
+    HandOver {
+        /// The message.
+        message: String,
+    },
+    /// A hand-over ended at this guest: the key lies in its vault, or on the other side left with the last message.
+    HandOverDone,
+    /// A hand-over ended at this guest without a key.
+    HandOverFailed {
+        /// A short fixed name.
+        code: String,
+        /// In words.
+        error: String,
+    },
     /// The guest stops on its own accord or as asked; the reason is for the operator.
     Stopping {
         /// One line.
@@ -88,6 +102,23 @@ pub enum ToGuest {
         /// Certificate table as of an extended guest request (GHCB specification, section 4.1.8.1), base64.
         table: String,
     },
+    /// To a guest whose task is to receive: begin. All documents are signed.
+    TakeOver {
+        /// Manifest of the release that has the key.
+        giver: String,
+        /// The roots that follow the one in the image.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        roots: Vec<String>,
+        /// Manifest of the guest's own release.
+        manifest: String,
+        /// The blessing that names it.
+        blessing: String,
+    },
+    /// From the other guest of a hand-over.
+    HandOver {
+        /// The message.
+        message: String,
+    },
     /// Power off cleanly: stop the replica, sync, power off.
     PowerOff,
 }
@@ -105,6 +136,30 @@ pub struct GuestConfig {
     pub ipv6: Ipv6Config,
     /// TCP port of the replica's HTTPS interface.
     pub port: u16,
+    /// What it is started for.
+    #[serde(default, skip_serializing_if = "Task::is_run")]
+    pub task: Task,
+}
+
+/// What a guest is started for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Task {
+    /// To be the node.
+    #[default]
+    Run,
+    /// To take over the node's key from another guest into its own vault, and then to power off. It needs no network, no
+    /// NVRAM and little memory.
+    Receive,
+    /// To hand the node's key over, without being the node.
+    Give,
+}
+
+impl Task {
+    /// The usual one, which is not written.
+    pub fn is_run(&self) -> bool {
+        *self == Task::Run
+    }
 }
 
 /// Static IPv4 configuration.

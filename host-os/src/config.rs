@@ -44,6 +44,7 @@ pub fn virtual_guest() -> GuestConfig {
         }),
         ipv6: Ipv6Config::RouterAdvertisement,
         port: GUEST_PORT,
+        task: host_guest::Task::Run,
     }
 }
 

@@ -313,6 +313,8 @@ async fn host_port(
             }
             _ if !greeted => return "the guest did not begin with a greeting".into(),
             ToHost::Health(health) => report.send(Report::Health(crate::status::shown(health))).await,
+            // A guest that runs as the node begins no hand-over by itself.
+            ToHost::HandOver { .. } | ToHost::HandOverDone | ToHost::HandOverFailed { .. } => {}
             ToHost::Stopping { reason } => report.send(Report::Stopping(printable(&reason, 300))).await,
         }
     }

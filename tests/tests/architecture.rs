@@ -43,7 +43,7 @@ fn arrows_go_one_way() -> Result<()> {
         ("simulated-psp", &["attestation", "host-guest"]),
         ("installer", &["hwspec", "release"]),
         ("image-build", &["attestation", "installer", "release"]),
-        ("guest-os", &["attestation", "host-guest", "simulated-psp"]),
+        ("guest-os", &["attestation", "host-guest", "release", "simulated-psp", "upgrade"]),
         ("host-os", &["attestation", "host-guest", "hwspec", "installer", "release", "simulated-psp"]),
         (
             "redoubt",

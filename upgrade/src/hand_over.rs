@@ -1,56 +1,17 @@
-//! The hand-over of the storage key from the guest that runs to the guest that replaces it.
+//! Who may be given the storage key, and from whom it may be taken: the decisions of a hand-over.
 //!
-//! Both run side by side on one machine and talk over TLS with keys made for this purpose. Four messages:
-//!
-//! | from | what | proves |
-//! |---|---|---|
-//! | new | [`Hello`]: nonce | |
-//! | old | [`Challenge`]: nonce, evidence over the new guest's nonce and both TLS keys | the old guest is one, runs now, and sits at the other end |
-//! | new | [`Request`]: evidence over the old guest's nonce and both TLS keys, manifest, blessing | the same of the new guest |
-//! | old | the storage key, over the same channel | |
-//!
-//! The new guest wraps the key for its own measurement and chip, writes and reads back its keyslot, and says so; only then
-//! does the host start it as the node. The old guest's slot is erased after the commit. A crash anywhere leaves at least
-//! one blessed guest that can open the storage (crate tests, `explore.rs`).
-//!
-//! Evidence is verified by `attestation` first; what is decided here is on its facts. The host carries every message, may
-//! drop, repeat or invent any, and chooses which guests run: nothing here believes it.
+//! The guest that runs and the guest that replaces it run side by side on one machine and exchange messages through the
+//! host ([`crate::exchange`]). Evidence is verified by `attestation` first; what is decided here is on its facts. The host
+//! carries every message, may drop, repeat or invent any, and chooses which guests run: nothing here believes it.
 
 use attestation::{
-    EvidenceKind, Measurement, Verified,
+    Authentic, EvidenceKind, Measurement, Report,
     binding::{Binding, Freshness, Role},
     report::GuestPolicy,
 };
-use release::{ApprovedManifest, Refusal, Standing};
+use release::{ApprovedManifest, Purpose, Refusal, Standing};
 
-/// First message, from the new guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Hello {
-    /// Made for this hand-over.
-    pub nonce: [u8; 32],
-}
-
-/// Second message, from the old guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Challenge {
-    /// Made for this hand-over.
-    pub nonce: [u8; 32],
-    /// The old guest's evidence.
-    pub evidence: Vec<u8>,
-}
-
-/// Third message, from the new guest.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
-    /// The new guest's evidence.
-    pub evidence: Vec<u8>,
-    /// Manifest of its release.
-    pub manifest: Vec<u8>,
-    /// The blessing that names it.
-    pub blessing: Vec<u8>,
-}
-
-/// The facts of verified evidence that are decided on.
+/// The facts of authentic evidence that are decided on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Facts {
     /// What made the report.
@@ -69,11 +30,17 @@ pub struct Facts {
     pub report_data: [u8; 64],
 }
 
-impl From<&Verified> for Facts {
-    fn from(verified: &Verified) -> Facts {
-        let report = verified.report();
+impl From<&Authentic> for Facts {
+    fn from(authentic: &Authentic) -> Facts {
+        Facts::stated(authentic.kind(), authentic.report())
+    }
+}
+
+impl Facts {
+    /// What a report states. Of a guest's own report that is enough: it comes from the Secure Processor itself.
+    pub fn stated(kind: EvidenceKind, report: &Report) -> Facts {
         Facts {
-            kind: verified.kind(),
+            kind,
             measurement: report.measurement(),
             chip_id: report.chip_id(),
             policy: report.policy(),
@@ -84,7 +51,7 @@ impl From<&Verified> for Facts {
     }
 }
 
-/// The channel between the two: each guest's TLS key as SubjectPublicKeyInfo in DER.
+/// The channel between the two: each guest's public key for the agreement on a key, made for this hand-over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Channel<'a> {
     /// Of the old guest.
@@ -115,9 +82,6 @@ pub enum HandOverError {
     /// An old message, one for another channel, or one by the wrong side.
     #[error("the other guest's evidence is not for this hand-over; begin it again")]
     Replayed,
-    /// This hand-over has given its key, or failed.
-    #[error("this hand-over is over; begin a new one")]
-    Over,
     /// The host can read its memory.
     #[error("the other guest was launched with debugging allowed; launch it with the policy of its release")]
     Debug,
@@ -162,7 +126,6 @@ impl HandOverError {
             Self::OtherKind => "hand-over-other-kind",
             Self::OtherChip => "hand-over-other-chip",
             Self::Replayed => "hand-over-replayed",
-            Self::Over => "hand-over-over",
             Self::Debug => "hand-over-debug-guest",
             Self::PrivilegeLevel(_) => "hand-over-privilege-level",
             Self::WeakerPolicy { .. } => "hand-over-weaker-policy",
@@ -224,45 +187,34 @@ fn require_measured(peer: &Facts, release: &ApprovedManifest) -> Result<(), Hand
 pub struct Grant {
     /// Of the new guest.
     pub measurement: Measurement,
+    /// What its release is blessed for.
+    pub purpose: Purpose,
 }
 
-/// The old guest's side: gives its key at most once.
-#[derive(Debug)]
-pub struct Giver<'a> {
-    own: &'a Facts,
-    channel: Channel<'a>,
-    /// Taken by the first request, whatever comes of it.
-    nonce: Option<[u8; 32]>,
-}
-
-impl<'a> Giver<'a> {
-    /// Begins a hand-over. `nonce` is random and new; `own` are the facts of the old guest's own evidence.
-    pub fn new(own: &'a Facts, channel: Channel<'a>, nonce: [u8; 32]) -> Giver<'a> {
-        Giver { own, channel, nonce: Some(nonce) }
+/// The old guest's side: whether the guest at the other end may have the key. `nonce` is the one that this guest made for
+/// this hand-over and uses for no other request; `release` is the manifest that the new guest brought, verified;
+/// `standing` what the blessing that it brought says to a node that has seen what this one has.
+pub fn decide(
+    own: &Facts,
+    peer: &Facts,
+    channel: Channel<'_>,
+    nonce: [u8; 32],
+    release: &ApprovedManifest,
+    standing: &Standing<'_>,
+) -> Result<Grant, HandOverError> {
+    common(own, peer, channel.report_data(own.kind, Role::HandOverNew, nonce))?;
+    require_measured(peer, release)?;
+    if is_weaker(peer.policy, own.policy) {
+        let hex = |policy: GuestPolicy| format!("{:#x}", policy.0);
+        return Err(HandOverError::WeakerPolicy { found: hex(peer.policy), own: hex(own.policy) });
     }
-
-    /// Decides on the new guest's request. `release` is the manifest that it brought, verified; `standing` what the
-    /// blessing that it brought says to a node that has seen what this one has.
-    pub fn decide(
-        &mut self,
-        peer: &Facts,
-        release: &ApprovedManifest,
-        standing: &Standing<'_>,
-    ) -> Result<Grant, HandOverError> {
-        let nonce = self.nonce.take().ok_or(HandOverError::Over)?;
-        common(self.own, peer, self.channel.report_data(self.own.kind, Role::HandOverNew, nonce))?;
-        require_measured(peer, release)?;
-        if is_weaker(peer.policy, self.own.policy) {
-            let hex = |policy: GuestPolicy| format!("{:#x}", policy.0);
-            return Err(HandOverError::WeakerPolicy { found: hex(peer.policy), own: hex(self.own.policy) });
-        }
-        let (floor, found) = (u64::from(self.own.guest_svn), u64::from(peer.guest_svn));
-        if found < floor {
-            return Err(HandOverError::LowerEpoch { floor, found });
-        }
+    let (floor, found) = (u64::from(own.guest_svn), u64::from(peer.guest_svn));
+    if found < floor {
+        return Err(HandOverError::LowerEpoch { floor, found });
+    }
+    let purpose =
         standing.may_have_keys(release).map_err(|refusal| HandOverError::Release(Box::new(refusal)))?;
-        Ok(Grant { measurement: peer.measurement })
-    }
+    Ok(Grant { measurement: peer.measurement, purpose })
 }
 
 /// The new guest's side: whether the guest at the other end is one whose key it may take. `release` is the old guest's
