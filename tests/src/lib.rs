@@ -152,6 +152,11 @@ impl<'a> Node<'a> {
         self.dir.path().join("chip")
     }
 
+    /// The file behind its NVRAM.
+    pub fn nvram(&self) -> PathBuf {
+        self.dir.path().join("nvram.img")
+    }
+
     /// `redoubt COMMAND --node-dir ...`, whatever comes of it.
     pub fn redoubt(&self, command: &str, arguments: &[&OsStr]) -> Result<Output> {
         let node_dir = [OsStr::new(command), OsStr::new("--node-dir"), self.dir.path().as_os_str()];
@@ -202,17 +207,23 @@ impl<'a> Node<'a> {
         }
     }
 
+    /// The host agent's process.
+    pub fn agent(&self) -> Result<Pid> {
+        let agent = self.status()?["pid"].as_i64().context("status names no agent process")?;
+        Ok(Pid::from_raw(i32::try_from(agent)?))
+    }
+
     /// The QEMU process of this node.
     pub fn qemu(&self) -> Result<Pid> {
-        let agent = self.status()?["pid"].as_i64().context("status names no agent process")?;
+        let agent = self.agent()?;
         for entry in std::fs::read_dir("/proc")? {
             let name = entry?.file_name();
             let Some(pid) = name.to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
             // A process may end while it is being looked at.
             let Ok(stat) = std::fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
             let Some((program, rest)) = stat.rsplit_once(')') else { continue };
-            let parent = rest.split_whitespace().nth(1).and_then(|p| p.parse::<i64>().ok());
-            if parent == Some(agent) && program.contains("qemu-system") {
+            let parent = rest.split_whitespace().nth(1).and_then(|p| p.parse::<i32>().ok());
+            if parent == Some(agent.as_raw()) && program.contains("qemu-system") {
                 return Ok(Pid::from_raw(pid));
             }
         }
@@ -227,9 +238,7 @@ impl<'a> Node<'a> {
     /// SIGKILL to the host agent itself; returns the QEMU that it leaves.
     pub fn kill_agent(&self) -> Result<Pid> {
         let qemu = self.qemu()?;
-        let agent = self.status()?["pid"].as_i64().context("status names no agent process")?;
-        signal::kill(Pid::from_raw(i32::try_from(agent)?), signal::SIGKILL)
-            .context("cannot kill the agent")?;
+        signal::kill(self.agent()?, signal::SIGKILL).context("cannot kill the agent")?;
         Ok(qemu)
     }
 
@@ -266,7 +275,12 @@ pub fn text(output: &Output) -> String {
 
 /// Deploys the Motoko counter; its canister id.
 pub fn deploy_counter(url: &str) -> Result<String> {
-    let deployed = script("deploy.mjs", &[url, "../canisters/counter.mo"])?;
+    deploy(url, "counter")
+}
+
+/// Deploys a program of `canisters/`; its canister id.
+pub fn deploy(url: &str, name: &str) -> Result<String> {
+    let deployed = script("deploy.mjs", &[url, &format!("../canisters/{name}.mo")])?;
     Ok(deployed["canister_id"].as_str().context("deploy.mjs names no canister")?.to_owned())
 }
 
@@ -293,13 +307,19 @@ pub fn check_interface(url: &str, canister: &str) -> Result<()> {
     Ok(())
 }
 
-fn script(name: &str, arguments: &[&str]) -> Result<Value> {
+/// What a script prints.
+pub fn script(name: &str, arguments: &[&str]) -> Result<Value> {
     json(node(name).args(arguments).output().context("cannot run node")?)
 }
 
 /// Starts a script that prints a line per acknowledged update until its node dies.
 pub fn start_stream(url: &str, canister: &str) -> Result<Child> {
-    node("stream.mjs").args([url, canister]).stdout(Stdio::piped()).spawn().context("cannot run node")
+    start_script("stream.mjs", &[url, canister])
+}
+
+/// Starts a script whose output is read meanwhile.
+pub fn start_script(name: &str, arguments: &[&str]) -> Result<Child> {
+    node(name).args(arguments).stdout(Stdio::piped()).spawn().context("cannot run node")
 }
 
 fn node(script: &str) -> Command {
