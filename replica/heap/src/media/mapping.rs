@@ -8,7 +8,9 @@ use std::os::fd::AsRawFd;
 use std::ptr::NonNull;
 
 use nix::libc;
-use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+#[cfg(not(miri))]
+use nix::sys::mman::mmap;
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, munmap};
 
 use super::{LINE, stream};
 use crate::batch::{PAGE, Page};
@@ -44,8 +46,15 @@ impl Mapping {
     fn with(file: &File, length: usize, flags: MapFlags) -> io::Result<Self> {
         let size = NonZeroUsize::new(length).ok_or(io::ErrorKind::UnexpectedEof)?;
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        #[cfg(not(miri))]
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
         let start = unsafe { mmap(None, size, access, flags, file, 0) }?;
+        // Miri maps no files; memory that is new is as good to it.
+        #[cfg(miri)]
+        // SAFETY: as above.
+        let start = unsafe { nix::sys::mman::mmap_anonymous(None, size, access, MapFlags::MAP_PRIVATE) }?;
+        #[cfg(miri)]
+        let _ = (file, flags);
         Ok(Self { start: start.cast(), length })
     }
 
@@ -133,7 +142,7 @@ impl Mapping {
     pub(super) fn fence(&self) {
         // Also keeps the compiler from moving stores across.
         std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         // SAFETY: `sfence` is part of SSE, which every x86-64 processor has; it only orders stores.
         unsafe {
             std::arch::x86_64::_mm_sfence();
@@ -160,4 +169,80 @@ pub(super) fn is_dax(file: &File) -> io::Result<bool> {
         found.assume_init()
     };
     Ok(found.stx_attributes & libc::STATX_ATTR_DAX as u64 != 0)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::*;
+    use crate::checksum::page_sum;
+
+    const LENGTH: usize = 3 * PAGE;
+
+    fn mapping() -> Mapping {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(LENGTH as u64).unwrap();
+        Mapping::new(&file, LENGTH).unwrap()
+    }
+
+    fn bytes<const N: usize>(seed: usize) -> [u8; N] {
+        std::array::from_fn(|at| (at * 31 + at / 251 + seed) as u8)
+    }
+
+    #[test]
+    fn what_was_written_is_read_at_any_place_and_length() {
+        let mapping = mapping();
+        let mut model = vec![0; LENGTH];
+        let mut write = |offset: usize, bytes: &[u8]| {
+            mapping.write(offset, bytes);
+            model[offset..offset + bytes.len()].copy_from_slice(bytes);
+        };
+        write(0, &bytes::<LINE>(1));
+        write(PAGE - LINE, &bytes::<{ 3 * LINE }>(2));
+        write(LENGTH - LINE, &bytes::<LINE>(3));
+        write(LENGTH, &[]);
+        mapping.fence();
+        for (offset, length) in
+            [(0, LENGTH), (0, 1), (3, 2), (5, 11), (PAGE - 1, 130), (LENGTH - 9, 9), (LENGTH, 0)]
+        {
+            let mut found = vec![0xff; length];
+            mapping.read(offset, &mut found);
+            assert_eq!(found, model[offset..offset + length], "{length} bytes at {offset}");
+        }
+    }
+
+    #[test]
+    fn pages_are_written_with_their_sum() {
+        let mapping = mapping();
+        let (one, other) = (bytes::<PAGE>(4), bytes::<PAGE>(5));
+        mapping.write_page(0, &one, &other);
+        assert_eq!(mapping.write_page_summed(LENGTH - PAGE, &other, &other), page_sum(&other));
+        for (offset, page) in [(0, one), (PAGE, [0; PAGE]), (LENGTH - PAGE, other)] {
+            let mut found = [0xff; PAGE];
+            mapping.read(offset, &mut found);
+            assert_eq!(found, page);
+        }
+    }
+
+    #[test]
+    fn nothing_outside_or_between_lines_is_touched() {
+        let mapping = mapping();
+        let (line, page) = (bytes::<LINE>(6), bytes::<PAGE>(7));
+        let refused = |run: &dyn Fn()| assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        refused(&|| mapping.read(LENGTH - 3, &mut [0; 4]));
+        refused(&|| mapping.read(usize::MAX, &mut [0; 4]));
+        for offset in [LENGTH, LENGTH - 8, 8, usize::MAX - 63] {
+            refused(&|| mapping.write(offset, &line));
+        }
+        refused(&|| mapping.write(0, &line[..8]));
+        for offset in [LENGTH - LINE, 8, usize::MAX - 63] {
+            refused(&|| mapping.write_page(offset, &page, &page));
+            refused(&|| assert_eq!(mapping.write_page_summed(offset, &page, &page), [0; 16]));
+        }
+        let mut found = [0xff; LENGTH];
+        mapping.read(0, &mut found);
+        assert_eq!(found, [0; LENGTH]);
+    }
 }

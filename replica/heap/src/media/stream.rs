@@ -1,7 +1,8 @@
 //! Copies past the cache, to memory that others can change at any time.
 //!
 //! A page is streamed while the next one is fetched: without that each line of a page that is not in the cache
-//! is waited for, and with it a copy takes two thirds of what `memcpy` takes.
+//! is waited for, and with it a copy takes two thirds of what `memcpy` takes. Miri, which knows no such stores, checks
+//! the way of other processors.
 #![allow(unsafe_code, reason = "stores past the cache and instructions chosen at run time have no safe form")]
 
 use std::ptr::NonNull;
@@ -12,7 +13,7 @@ use crate::checksum::{self, PageSum};
 
 /// Checksum of a page, if the processor has the instruction for it.
 pub(crate) fn sum(page: &Page) -> Option<PageSum> {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     if std::arch::is_x86_feature_detected!("sse4.2") {
         // SAFETY: the processor has SSE4.2.
         return Some(unsafe { x86::sum(page) });
@@ -26,12 +27,12 @@ pub(crate) fn sum(page: &Page) -> Option<PageSum> {
 /// # Safety
 /// `to` points at 64 writable bytes, aligned to 64.
 pub(super) unsafe fn line(to: NonNull<u8>, line: &[u8; LINE]) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: the caller vouches for `to`.
     unsafe {
         x86::line(to, line);
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
     for (index, word) in line.as_chunks::<8>().0.iter().enumerate() {
         // SAFETY: within the 64 bytes that the caller vouches for, and aligned to 8.
         unsafe { to.add(index * 8).cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
@@ -56,7 +57,7 @@ pub(super) unsafe fn page(to: NonNull<u8>, page: &Page, next: &Page) {
 /// # Safety
 /// `to` points at 4096 writable bytes, aligned to 64.
 pub(super) unsafe fn page_summed(to: NonNull<u8>, from: &Page, next: &Page) -> PageSum {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     if std::arch::is_x86_feature_detected!("sse4.2") {
         // SAFETY: the processor has SSE4.2, and the caller vouches for `to`.
         return unsafe { x86::page_summed(to, from, next) };
@@ -68,16 +69,16 @@ pub(super) unsafe fn page_summed(to: NonNull<u8>, from: &Page, next: &Page) -> P
 
 #[inline(always)]
 fn fetch(line: &[u8; LINE]) {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: fetching into the cache reads nothing that the program sees; SSE is part of x86-64.
     unsafe {
         std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
     }
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(any(not(target_arch = "x86_64"), miri))]
     let _ = line;
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
     use super::{LINE, NonNull, Page, PageSum, checksum, fetch};
     use std::arch::x86_64::{_mm_crc32_u64, _mm_loadu_si128, _mm_stream_si128};
