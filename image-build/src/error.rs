@@ -2,7 +2,7 @@
 
 use crate::{
     cpio, deb, fetch, files, firmware, host, inputs, kernel, lock, published, recipe, sandbox, store,
-    toolchain, update, vendor,
+    toolchain, trust, update, vendor,
 };
 
 /// A step of a build failed.
@@ -49,6 +49,8 @@ pub enum ImageError {
     Sign(#[from] release::SignError),
     /// The development keys do not load.
     Key(#[from] release::KeyError),
+    /// Whom nodes trust.
+    Trust(#[from] trust::TrustError),
     /// The release on the disk.
     Release(#[from] published::ReleaseError),
 }
@@ -76,6 +78,7 @@ impl ImageError {
             Self::Host(_) => "host-image",
             Self::Launch(_) => "launch-not-measurable",
             Self::Manifest(_) | Self::Sign(_) | Self::Key(_) => "manifest-invalid",
+            Self::Trust(_) => "trust",
             Self::Release(error) => error.code(),
         }
     }

@@ -8,6 +8,7 @@ use crate::{
     guest::{self, input_names, names},
     host, installer,
     recipe::{self, Recipe},
+    trust,
     workshop::Workshop,
 };
 use release::{Digest, Envelope, Manifest, Profile, VcpuMeasurement};
@@ -40,13 +41,16 @@ pub struct Release {
 /// Makes all that a release of a profile consists of.
 pub fn release(workshop: &Workshop, profile: Profile, scope: Scope) -> Result<Release> {
     let recipe = recipe::recipe(&workshop.repository, profile)?;
+    // Whether all is there shows at once, not after an hour.
+    let trust = if scope == Scope::Whole { trust::of_profile(workshop, profile)? } else { None };
     let mut content = guest::files(workshop, &recipe)?;
     content.insert(names::LOCK, workshop.inputs.lock.to_text().into_bytes());
     let host = match scope {
         Scope::Guest => None,
         Scope::Whole => {
             let mut parts = host::build(workshop, profile)?;
-            if let Some(uki) = installer::uki(workshop, profile)? {
+            if let Some(trust) = trust {
+                let uki = installer::uki(workshop, profile, &trust)?;
                 parts.images.installer = Some(release::File::describe(installer::UKI, &uki));
                 parts.files.insert(installer::UKI, uki);
             }

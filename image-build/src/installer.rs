@@ -11,6 +11,7 @@ use crate::{
     host::{self, HostError, pe, recipe::Recipe},
     kernel, programs,
     step::Step,
+    trust::Trust,
     workshop::Workshop,
 };
 use ::installer::{
@@ -33,50 +34,6 @@ pub const IMAGE: &str = "installer.img";
 /// Level of the initrd's compression.
 const ZSTD_LEVEL: i32 = 19;
 
-/// What the installer trusts: the root that releases are judged by, and the Secure Boot keys that it enrols.
-struct Trust {
-    root: Vec<u8>,
-    certificate: Vec<u8>,
-    /// Variable and what is written to it.
-    variables: Vec<(&'static str, Vec<u8>)>,
-}
-
-/// Keys of the virtual profile are public. Those of the production profile are put into the repository, below
-/// `image-build/production`, by who holds them; without them there is no installer of that profile.
-fn trust(workshop: &Workshop, profile: Profile) -> Result<Option<Trust>> {
-    if profile == Profile::Virtual {
-        return development();
-    }
-    let folder = crate::recipe::folder(&workshop.repository).join("production");
-    if !folder.is_dir() {
-        return Ok(None);
-    }
-    let read = |name: &str| files::read(&folder.join(name));
-    let variables =
-        ["PK", "KEK", "db"].map(|name| Ok::<_, files::FileError>((name, read(&format!("{name}.auth"))?)));
-    Ok(Some(Trust {
-        root: read("root.json")?,
-        certificate: read("certificate.der")?,
-        variables: variables.into_iter().collect::<Result<_, _>>()?,
-    }))
-}
-
-#[cfg(feature = "virtual")]
-fn development() -> Result<Option<Trust>> {
-    use host::secure_boot::{CERTIFICATE, KEY, signed_variables};
-    Ok(Some(Trust {
-        root: release::development::ROOT.to_vec(),
-        certificate: CERTIFICATE.to_vec(),
-        variables: signed_variables(KEY, CERTIFICATE).map_err(HostError::from)?,
-    }))
-}
-
-/// A program without the development keys makes no installer that trusts them.
-#[cfg(not(feature = "virtual"))]
-fn development() -> Result<Option<Trust>> {
-    Ok(None)
-}
-
 /// Lines go to the serial port; the screen is drawn on the first terminal.
 fn command_line(profile: Profile) -> &'static str {
     match profile {
@@ -85,30 +42,23 @@ fn command_line(profile: Profile) -> &'static str {
     }
 }
 
-/// Builds the installer's unified kernel image, unsigned; none for a profile that has no keys.
-pub fn uki(workshop: &Workshop, profile: Profile) -> Result<Option<Vec<u8>>> {
-    let Some(trust) = trust(workshop, profile)? else { return Ok(None) };
+/// Builds the installer's unified kernel image, unsigned.
+pub fn uki(workshop: &Workshop, profile: Profile, trust: &Trust) -> Result<Vec<u8>> {
     let kernel = kernel::build(workshop, kernel::HOST, &Recipe::read(&workshop.repository)?.kernel)?;
     let program = files::read(&programs::installer(workshop)?)?;
     let step = Step::start("installer", 0);
-    let variables: Vec<(String, &[u8])> = trust
-        .variables
-        .iter()
-        .map(|(name, value)| (format!("etc/redoubt/secure-boot/{name}.auth"), value.as_slice()))
-        .collect();
+    let trusted = trust.files();
     let mut entries = vec![
         // The kernel opens it for PID 1 before anything is mounted.
         Entry { path: "dev/console", kind: Kind::CharacterDevice { major: 5, minor: 1 } },
         // Without a console, the standard streams of PID 1 end here.
         Entry { path: "dev/null", kind: Kind::CharacterDevice { major: 1, minor: 3 } },
         Entry { path: "init", kind: Kind::Executable(&program) },
-        Entry { path: "etc/redoubt/root.json", kind: Kind::File(&trust.root) },
-        Entry { path: "etc/redoubt/secure-boot/certificate.der", kind: Kind::File(&trust.certificate) },
     ];
     for path in ["dev", "esp", "etc", "etc/redoubt", "etc/redoubt/secure-boot", "proc", "run", "sys", "tmp"] {
         entries.push(Entry { path, kind: Kind::Directory });
     }
-    entries.extend(variables.iter().map(|(path, value)| Entry { path, kind: Kind::File(value) }));
+    entries.extend(trusted.iter().map(|(path, content)| Entry { path, kind: Kind::File(content) }));
     let initrd = zstd::bulk::compress(&cpio::archive(&mut entries)?, ZSTD_LEVEL)
         .map_err(failed("compress", Path::new("the installer's initrd")))?;
     let version = env!("CARGO_PKG_VERSION");
@@ -123,7 +73,7 @@ pub fn uki(workshop: &Workshop, profile: Profile) -> Result<Option<Vec<u8>>> {
     ];
     let uki = pe::unified_kernel_image(&host::stub(workshop)?, &sections).map_err(HostError::from)?;
     step.done("made");
-    Ok(Some(uki))
+    Ok(uki)
 }
 
 /// Puts the medium together out of the release in `folder`, whose kernel images may be signed; none if the release has no

@@ -32,6 +32,7 @@ pub mod sandbox;
 pub mod step;
 pub mod store;
 pub mod toolchain;
+pub mod trust;
 pub mod update;
 pub mod vendor;
 pub mod workshop;

@@ -11,6 +11,8 @@ use std::{
 pub const FILE: &str = "inputs.lock";
 /// Group of the packages that are unpacked into the build root.
 pub const BUILD_ROOT: &str = "build-root";
+/// Group of the packages that are unpacked into the root in which the host's agent is compiled.
+pub const AGENT_ROOT: &str = "agent-root";
 /// Group of the packages out of which the host's root is made.
 pub const HOST_ROOT: &str = "host-root";
 /// Group of the packages that are unpacked into the root of tools that pack images.
@@ -237,7 +239,9 @@ pub(crate) mod tests {
     #[test]
     fn the_lock_of_this_repository_holds_what_the_recipes_need() {
         let lock = Lock::read(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
-        for group in [BUILD_ROOT, HOST_ROOT, IMAGE_TOOLS, LINUX_SOURCE, SEABIOS, EDK2, UEFI_STUB, UEFI] {
+        for group in
+            [BUILD_ROOT, AGENT_ROOT, HOST_ROOT, IMAGE_TOOLS, LINUX_SOURCE, SEABIOS, EDK2, UEFI_STUB, UEFI]
+        {
             lock.group(group).unwrap();
         }
         let toolchain = include_str!("../../rust-toolchain.toml");

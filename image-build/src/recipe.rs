@@ -109,6 +109,8 @@ pub struct Requests {
     pub release: String,
     /// Packages of the build root.
     pub build_root: RootRequest,
+    /// Packages of the root in which the host's agent is compiled.
+    pub agent_root: RootRequest,
     /// Packages out of which the host's root is made.
     pub host_root: RootRequest,
     /// Packages with the tools that pack images.

@@ -10,9 +10,10 @@ use crate::{
     kernel,
     published::{Bound, Release, ReleaseError},
     recipe,
+    trust::{self, Trust},
     workshop::Workshop,
 };
-use release::{Digest, FileName, HostImages, Manifest, VcpuMeasurement};
+use release::{Digest, FileName, HostImages, Manifest, Profile, VcpuMeasurement};
 use serde::Serialize;
 use serde_json::Value;
 use std::{
@@ -49,6 +50,8 @@ pub struct Verdict {
     pub manifest: Vec<String>,
     /// Artefacts that were left out on demand.
     pub left_out: Vec<String>,
+    /// Whom the release's nodes trust, if that was given or taken from its installer: no result of a build.
+    pub trust: Option<String>,
     /// Where diffoscope's reports are.
     pub reports: Vec<PathBuf>,
 }
@@ -97,7 +100,7 @@ pub fn verify_only(release: &Release) -> Result<Verdict> {
         }
     }
     let equal = manifest.is_empty() && artefacts.iter().all(|artefact| artefact.equal);
-    Ok(Verdict { equal, artefacts, manifest, left_out: Vec::new(), reports: Vec::new() })
+    Ok(Verdict { equal, artefacts, manifest, left_out: Vec::new(), trust: None, reports: Vec::new() })
 }
 
 /// What the manifest says of the host beside hashes of files, held against the files.
@@ -163,6 +166,18 @@ pub fn take_kernels(workshop: &mut Workshop, release: &Release) -> Result<()> {
     Ok(())
 }
 
+/// Takes whom production nodes trust as the release's installer has it, if the checkout does not say it: it is the cloud's
+/// choice and no result of the build. The verdict names it, to be compared with what the cloud says.
+pub fn take_trust(workshop: &mut Workshop, release: &Release) -> Result<()> {
+    let installer = release.manifest.host.as_ref().and_then(|host| host.installer.as_ref());
+    let known = workshop.trust.is_some() || recipe::folder(&workshop.repository).join(trust::FOLDER).is_dir();
+    if let (Some(file), Profile::Production, false) = (installer, release.manifest.profile, known) {
+        let uki = release.checked(&file.path, Some(file.sha256))?;
+        workshop.trust = Some(Trust::of_installer(&uki)?);
+    }
+    Ok(())
+}
+
 /// That the checkout is what the release was made from; otherwise differences would mean nothing.
 pub fn require_same_sources(release: &Release, repository: &Path) -> Result<(), ReleaseError> {
     let manifest = &release.manifest;
@@ -206,6 +221,7 @@ fn compare(
         artefacts: Vec::new(),
         manifest: Vec::new(),
         left_out: workshop.kernels.keys().map(|name| format!("kernel of the {name}")).collect(),
+        trust: workshop.trust.as_ref().map(Trust::summary),
         reports: Vec::new(),
     };
     for Bound { name, sha256, .. } in release.bound() {

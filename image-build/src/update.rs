@@ -129,6 +129,7 @@ pub fn update(
     let mut packages: Vec<(&str, Package)> = Vec::new();
     for (group, root) in [
         (lock::BUILD_ROOT, &requests.build_root),
+        (lock::AGENT_ROOT, &requests.agent_root),
         (lock::HOST_ROOT, &requests.host_root),
         (lock::IMAGE_TOOLS, &requests.image_tools),
     ] {

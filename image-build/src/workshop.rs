@@ -9,6 +9,7 @@ use crate::{
     kernel,
     root::{self, BuildRoot},
     sandbox::{Sandbox, Surroundings},
+    trust::Trust,
 };
 use std::{
     collections::BTreeMap,
@@ -31,6 +32,8 @@ pub struct Workshop {
     pub surroundings: Surroundings,
     /// Kernels that are taken as they are instead of being built, by [`kernel::GUEST`] and [`kernel::HOST`].
     pub kernels: BTreeMap<&'static str, kernel::Built>,
+    /// Whom nodes of the production profile trust, unless it stands in the repository.
+    pub trust: Option<Trust>,
 }
 
 impl Workshop {
@@ -64,8 +67,9 @@ impl Workshop {
         let repository = repository.canonicalize().map_err(failed("find the checkout", repository))?;
         let inputs = Inputs::open(&repository, &store, sources)?;
         let root = root::open(&cache, &inputs)?;
+        let kernels = BTreeMap::new();
         let workshop =
-            Self { repository, cache, cargo_target, inputs, root, surroundings, kernels: BTreeMap::new() };
+            Self { repository, cache, cargo_target, inputs, root, surroundings, kernels, trust: None };
         // Whether namespaces are allowed shows at once, not after the source is unpacked.
         workshop.sandbox().run("the trial of the build root", &["true"])?;
         Ok(workshop)

@@ -20,7 +20,8 @@ use release::Envelope;
 use serde_json::{Value, json};
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
+    net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -49,6 +50,42 @@ fn bench() -> Option<Bench> {
     File::create(dir.path().join("disk")).unwrap().set_len(layout::smallest() + 200 * MIB).unwrap();
     std::fs::copy(image.join(names::VARIABLES), dir.path().join("variables")).unwrap();
     Some(Bench { dir, image })
+}
+
+/// What a machine starts from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    /// Its disk.
+    Disk,
+    /// The stick.
+    Stick,
+    /// The same bytes over HTTP, which firmware keeps as a RAM disk.
+    Network,
+}
+
+/// Serves one file over HTTP to whoever asks on this machine; returns the port.
+fn serve(content: Vec<u8>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for mut client in listener.incoming().map_while(Result::ok) {
+            let mut lines = BufReader::new(client.try_clone().unwrap()).lines();
+            // One client may ask several times: how long the file is, then for the file.
+            while let Some(Ok(request)) = lines.next() {
+                let headers = lines.by_ref().map_while(Result::ok).take_while(|line| !line.is_empty());
+                headers.for_each(drop);
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.efi-img\r\nContent-Length: {}\r\n\r\n",
+                    content.len()
+                );
+                let body = if request.starts_with("HEAD") { &[][..] } else { &content };
+                if client.write_all(head.as_bytes()).and_then(|()| client.write_all(body)).is_err() {
+                    break;
+                }
+            }
+        }
+    });
+    port
 }
 
 impl Bench {
@@ -80,7 +117,7 @@ impl Bench {
         run::run(&medium.plan(size).unwrap(), &mut device, &mut |_| ()).unwrap();
     }
 
-    fn start(&self, stick: bool, tpm: bool) -> Machine {
+    fn start(&self, from: From, tpm: bool) -> Machine {
         let drive = |options: &str, path: &Path| format!("{options},format=raw,file={}", path.display());
         let mut command = Command::new("qemu-system-x86_64");
         command
@@ -94,13 +131,29 @@ impl Bench {
             .arg("-drive")
             .arg(drive("if=none,id=disk", &self.path("disk")))
             .args(["-device", "nvme,drive=disk,serial=target,bootindex=2"]);
-        if stick {
-            command.arg("-drive").arg(drive("if=none,id=stick", &self.path("stick"))).args([
-                "-device",
-                "qemu-xhci",
-                "-device",
-                "usb-storage,drive=stick,removable=on,bootindex=1",
-            ]);
+        match from {
+            From::Disk => {}
+            From::Stick => {
+                command.arg("-drive").arg(drive("if=none,id=stick", &self.path("stick"))).args([
+                    "-device",
+                    "qemu-xhci",
+                    "-device",
+                    "usb-storage,drive=stick,removable=on,bootindex=1",
+                ]);
+            }
+            From::Network => {
+                let port = serve(std::fs::read(self.path("stick")).unwrap());
+                // QEMU's DHCP server hands out the address that firmware fetches.
+                command
+                    .arg("-netdev")
+                    .arg(format!(
+                        "user,id=network,restrict=off,bootfile=http://10.0.2.2:{port}/installer.img"
+                    ))
+                    .args(["-device", "virtio-net-pci,netdev=network,bootindex=1,romfile="])
+                    // OVMF's network wants random numbers.
+                    .args(["-object", "rng-random,id=random,filename=/dev/urandom"])
+                    .args(["-device", "virtio-rng-pci,rng=random"]);
+            }
         }
         let swtpm = tpm.then(|| {
             let (state, socket) = (self.path("tpm"), self.path("tpm.socket"));
@@ -206,12 +259,12 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
     let Some(bench) = bench() else { return };
     bench.clear_keys();
     bench.stick(&config(), |_| ());
-    let mut machine = bench.start(true, true);
+    let mut machine = bench.start(From::Stick, true);
     let console = machine.until(&["installer: the machine", "% root", REFUSED]);
     assert!(console.contains("keys are enrolled") && console.contains("% root"), "{console}");
     drop(machine);
 
-    // From now on the firmware verifies the installer too.
+    // From now on the firmware verifies the installer too, wherever it comes from.
     bench.stick(
         &{
             let mut config = config();
@@ -220,7 +273,7 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
         },
         |_| (),
     );
-    let mut machine = bench.start(true, true);
+    let mut machine = bench.start(From::Network, true);
     let console = machine.until(&["is installed; take the medium out", REFUSED]);
     assert!(console.contains("Secure Boot: on, with the project's key"), "{console}");
     assert!(console.contains("is installed; take the medium out"), "{console}");
@@ -232,7 +285,7 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
     let installed = identity(console);
     machine.ended();
 
-    let mut machine = bench.start(false, true);
+    let mut machine = bench.start(From::Disk, true);
     let console = machine.until(&["host-os: agent started", "cannot start"]);
     for text in
         ["host-os: Secure Boot: on", "root verified", "started from slot a of nvme0n1", "file system made on"]
@@ -244,7 +297,7 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
     drop(machine);
 
     // The state stays.
-    let mut machine = bench.start(false, true);
+    let mut machine = bench.start(From::Disk, true);
     let console = machine.until(&["host-os: agent started", "cannot start"]);
     assert!(console.contains("host-os: agent started") && !console.contains("file system made"), "{console}");
 }
@@ -252,7 +305,7 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
 /// Starts the installer and compares the name of its refusal.
 fn refused(bench: &Bench, config: &Value, tpm: bool, change: impl FnOnce(&mut Medium), code: &str) {
     bench.stick(config, change);
-    let mut machine = bench.start(true, tpm);
+    let mut machine = bench.start(From::Stick, tpm);
     let console = machine.until(&[REFUSED, "is installed"]);
     assert!(console.contains(&format!("{REFUSED} ({code})")), "{code}: {console}");
     drop(machine);

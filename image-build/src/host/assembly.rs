@@ -1,13 +1,18 @@
 //! What is put together out of a release's files, after signing: the disk of a host. It needs no key and compiles nothing,
 //! so whoever has a release and its signatures gets the published disk.
 
-use super::{HostError, names, pe, secure_boot};
+use super::{
+    HostError,
+    authenticode::{self, Signer},
+    names, pe, secure_boot,
+};
 use crate::{
     deb,
     error::Result,
     files::{self, failed},
     guest, installer, lock,
     step::Step,
+    trust::Trust,
     workshop::Workshop,
 };
 use ::installer::{
@@ -63,6 +68,25 @@ fn sign_image(folder: &Path, name: &str, profile: Profile, given: Option<&[u8]>)
         std::fs::remove_file(&place).map_err(files::failed("remove", &place))?;
     }
     Ok(())
+}
+
+/// Signs each unified kernel image of the release in `folder`, beside it. Whom machines trust stands in the installer, and must
+/// be the signer. Returns the paths of the signatures.
+pub fn sign_with(folder: &Path, signer: Signer<'_>) -> Result<Vec<PathBuf>> {
+    let mut written = Vec::new();
+    for name in [names::UKI, installer::UKI].into_iter().filter(|name| folder.join(name).is_file()) {
+        let uki = files::read(&folder.join(name))?;
+        if name == installer::UKI && Trust::of_installer(&uki)?.certificate != signer.certificate {
+            return Err(HostError::OtherCertificate.into());
+        }
+        let place = folder.join(format!("{name}{}", parts::SIGNATURE));
+        files::write_if_changed(&place, &authenticode::sign(&uki, signer).map_err(HostError::from)?)?;
+        written.push(place);
+    }
+    if written.is_empty() {
+        return Err(HostError::NoHost.into());
+    }
+    Ok(written)
 }
 
 /// That a signature speaks of this image; whether its key counts is the firmware's to say.
@@ -172,7 +196,8 @@ impl Medium for Image {
 /// The virtual profile is signed at once, with the public development key.
 #[cfg(feature = "virtual")]
 fn sign_for_development(uki: &[u8], profile: Profile) -> Result<Option<Vec<u8>>, HostError> {
-    let sign = || super::authenticode::sign(uki, secure_boot::KEY, secure_boot::CERTIFICATE);
+    let signer = Signer { key: secure_boot::KEY, certificate: secure_boot::CERTIFICATE };
+    let sign = || authenticode::sign(uki, signer);
     Ok((profile == Profile::Virtual).then(sign).transpose()?)
 }
 

@@ -37,6 +37,36 @@ pub enum SignError {
     /// The certificate.
     #[error("the signing certificate is no X.509 certificate in DER")]
     Certificate,
+    /// Certificate and key.
+    #[error("the signing certificate is for another key; give the two that belong together")]
+    OtherKey,
+}
+
+/// A key and its certificate.
+#[derive(Debug, Clone, Copy)]
+pub struct Signer<'a> {
+    /// RSA, PKCS #8, DER.
+    pub key: &'a [u8],
+    /// X.509, DER.
+    pub certificate: &'a [u8],
+}
+
+impl Signer<'_> {
+    /// Key, and the two elements that name it.
+    fn open(&self) -> Result<(rsa::KeyPair, Vec<u8>), SignError> {
+        let key = rsa::KeyPair::from_pkcs8(self.key).map_err(bad_key)?;
+        let name = name(self.certificate).ok_or(SignError::Certificate)?;
+        // RSAPublicKey, as it stands in the certificate.
+        let public = key.public().as_ref();
+        if !self.certificate.windows(public.len()).any(|window| window == public) {
+            return Err(SignError::OtherKey);
+        }
+        Ok((key, name))
+    }
+}
+
+fn bad_key(why: impl std::fmt::Display) -> SignError {
+    SignError::Key(why.to_string())
 }
 
 fn tlv(tag: u8, parts: &[&[u8]]) -> Vec<u8> {
@@ -81,7 +111,7 @@ fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
 }
 
 /// Issuer and serial number of a certificate (RFC 5280, section 4.1), as the two elements that name a signer.
-fn signer(certificate: &[u8]) -> Option<Vec<u8>> {
+fn name(certificate: &[u8]) -> Option<Vec<u8>> {
     let (_, certificate, _) = element(certificate)?;
     let (_, mut body, _) = element(certificate)?;
     if let Some((TAGGED_0, _, rest)) = element(body) {
@@ -94,10 +124,15 @@ fn signer(certificate: &[u8]) -> Option<Vec<u8>> {
     Some(tlv(SEQUENCE, &[&issuer_on[..issuer_on.len() - after_issuer.len()], serial]))
 }
 
-/// The signature of an unsigned image. `key` is PKCS #8, `certificate` X.509, both in DER.
-pub fn sign(image: &[u8], key: &[u8], certificate: &[u8]) -> Result<Vec<u8>, SignError> {
-    let bad_key = |why: &dyn std::fmt::Display| SignError::Key(why.to_string());
-    let key = rsa::KeyPair::from_pkcs8(key).map_err(|why| bad_key(&why))?;
+/// Whether these bytes look like one X.509 certificate in DER and nothing else.
+#[must_use]
+pub fn is_certificate(bytes: &[u8]) -> bool {
+    name(bytes).is_some() && element(bytes).is_some_and(|(tag, _, rest)| tag == SEQUENCE && rest.is_empty())
+}
+
+/// The signature of an unsigned image.
+pub fn sign(image: &[u8], signer: Signer<'_>) -> Result<Vec<u8>, SignError> {
+    let (key, name) = signer.open()?;
     let hash = pe::authenticode_hash(image)?;
 
     // SpcPeImageData: no flags; an absent file name.
@@ -118,14 +153,14 @@ pub fn sign(image: &[u8], key: &[u8], certificate: &[u8]) -> Result<Vec<u8>, Sig
     let mut signature = vec![0; key.public().modulus_len()];
     // The padding of PKCS #1 v1.5 is fixed; the random numbers only blind the computation.
     key.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), &tlv(SET, &[&attributes]), &mut signature)
-        .map_err(|why| bad_key(&why))?;
+        .map_err(bad_key)?;
 
     let one: &[u8] = &[INTEGER, 1, 1];
     let info = tlv(
         SEQUENCE,
         &[
             one,
-            &signer(certificate).ok_or(SignError::Certificate)?,
+            &name,
             &algorithm(SHA256),
             &tlv(TAGGED_0, &[&attributes]),
             &algorithm(RSA),
@@ -138,7 +173,7 @@ pub fn sign(image: &[u8], key: &[u8], certificate: &[u8]) -> Result<Vec<u8>, Sig
             one,
             &tlv(SET, &[&algorithm(SHA256)]),
             &content,
-            &tlv(TAGGED_0, &[certificate]),
+            &tlv(TAGGED_0, &[signer.certificate]),
             &tlv(SET, &[&info]),
         ],
     );
@@ -146,26 +181,22 @@ pub fn sign(image: &[u8], key: &[u8], certificate: &[u8]) -> Result<Vec<u8>, Sig
 }
 
 /// Detached signed data over these bytes, without attributes: what authenticates a UEFI variable (UEFI specification
-/// 2.10, 8.2.2). `key` and `certificate` as for [`sign`].
-pub fn sign_data(content: &[u8], key: &[u8], certificate: &[u8]) -> Result<Vec<u8>, SignError> {
+/// 2.10, 8.2.2).
+pub fn sign_data(content: &[u8], signer: Signer<'_>) -> Result<Vec<u8>, SignError> {
     /// PKCS #7 data.
     const DATA: &[u8] = &[0x2a, 0x86, 0x48, 0x86, 0xf7, 0x0d, 0x01, 0x07, 0x01];
-    let bad_key = |why: &dyn std::fmt::Display| SignError::Key(why.to_string());
-    let key = rsa::KeyPair::from_pkcs8(key).map_err(|why| bad_key(&why))?;
+    let (key, name) = signer.open()?;
     let mut signature = vec![0; key.public().modulus_len()];
-    key.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), content, &mut signature)
-        .map_err(|why| bad_key(&why))?;
+    key.sign(&signature::RSA_PKCS1_SHA256, &SystemRandom::new(), content, &mut signature).map_err(bad_key)?;
     let one: &[u8] = &[INTEGER, 1, 1];
-    let signer = signer(certificate).ok_or(SignError::Certificate)?;
-    let info =
-        tlv(SEQUENCE, &[one, &signer, &algorithm(SHA256), &algorithm(RSA), &tlv(OCTETS, &[&signature])]);
+    let info = tlv(SEQUENCE, &[one, &name, &algorithm(SHA256), &algorithm(RSA), &tlv(OCTETS, &[&signature])]);
     Ok(tlv(
         SEQUENCE,
         &[
             one,
             &tlv(SET, &[&algorithm(SHA256)]),
             &tlv(SEQUENCE, &[&object(DATA)]),
-            &tlv(TAGGED_0, &[certificate]),
+            &tlv(TAGGED_0, &[signer.certificate]),
             &tlv(SET, &[&info]),
         ],
     ))
@@ -180,8 +211,9 @@ mod tests {
     #[test]
     fn sbverify_accepts_the_signature_and_no_other_image() {
         let image = pe::unified_kernel_image(&pe::samples::stub(), &[(".linux", b"kernel")]).unwrap();
-        let signature = sign(&image, KEY, CERTIFICATE).unwrap();
-        assert_eq!(signature, sign(&image, KEY, CERTIFICATE).unwrap());
+        let signer = Signer { key: KEY, certificate: CERTIFICATE };
+        let signature = sign(&image, signer).unwrap();
+        assert_eq!(signature, sign(&image, signer).unwrap());
         let Some(sbverify) = crate::host::tests::program("sbverify") else { return };
         let dir = tempfile::tempdir().unwrap();
         let (file, pem) = (dir.path().join("image.efi"), dir.path().join("certificate.pem"));
@@ -210,10 +242,17 @@ mod tests {
     #[test]
     fn keys_and_certificates_that_are_none_are_refused() {
         let image = pe::unified_kernel_image(&pe::samples::stub(), &[(".linux", b"kernel")]).unwrap();
-        assert!(matches!(sign(&image, b"no key", CERTIFICATE), Err(SignError::Key(_))));
+        let refused = |image: &[u8], key, certificate| sign(image, Signer { key, certificate }).unwrap_err();
+        assert!(matches!(refused(&image, b"no key", CERTIFICATE), SignError::Key(_)));
         for end in [0, 1, 10, 40] {
-            assert!(matches!(sign(&image, KEY, &CERTIFICATE[..end]), Err(SignError::Certificate)));
+            assert!(matches!(refused(&image, KEY, &CERTIFICATE[..end]), SignError::Certificate));
         }
-        assert!(matches!(sign(b"no image", KEY, CERTIFICATE), Err(SignError::Image(_))));
+        let mut other = CERTIFICATE.to_vec();
+        // In the middle of a certificate is its key.
+        other[CERTIFICATE.len() / 2] ^= 1;
+        assert!(matches!(refused(&image, KEY, &other), SignError::OtherKey));
+        assert!(matches!(refused(b"no image", KEY, CERTIFICATE), SignError::Image(_)));
+        assert!(is_certificate(CERTIFICATE) && !is_certificate(&CERTIFICATE[..40]));
+        assert!(!is_certificate(&[CERTIFICATE, b"x"].concat()));
     }
 }

@@ -80,6 +80,12 @@ pub enum HostError {
     /// A signature that is for something else.
     #[error("the signature is not one of this unified kernel image; sign host.efi and try again")]
     Signature,
+    /// A signature that machines would not accept.
+    #[error(
+        "the installer of this release enrols another certificate than the one given, so that machines would start nothing \
+         of it; give the key and certificate whose certificate.der the release was built with"
+    )]
+    OtherCertificate,
     /// The manifest of the release.
     #[error("the manifest is not one of a release: {0}; build the release again")]
     Manifest(ManifestError),

@@ -19,7 +19,7 @@ use std::{
 };
 
 /// Raised when the steps below change.
-const METHOD: &str = "1";
+const METHOD: &str = "2";
 /// Compression, in clusters of 64 KiB.
 const COMPRESSION: &[&str] = &["-zlz4hc,12", "-C65536"];
 

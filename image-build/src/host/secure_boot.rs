@@ -3,7 +3,10 @@
 //! THE KEY IS PUBLIC: it stands in the repository, and whoever wants to signs with it. Only virtual machines of developers
 //! and testers trust it. Releases of the production profile are signed elsewhere; see [`super::pe::attach`].
 
-use super::gpt::Guid;
+use super::{
+    authenticode::{SignError, Signer, sign_data},
+    gpt::Guid,
+};
 
 /// PUBLIC development key, PKCS #8.
 #[cfg(any(test, feature = "virtual"))]
@@ -41,22 +44,23 @@ fn signature_list(certificate: &[u8]) -> Vec<u8> {
     list
 }
 
-/// What is written to each of the variables PK, KEK and db to enrol a certificate in setup mode, signed with its own key:
-/// EFI_VARIABLE_AUTHENTICATION_2 and the new value (UEFI specification 2.10, 8.2.2).
+/// What is written to each of the variables PK, KEK and db in setup mode: the certificate of `platform` to the first two,
+/// `certificate` to the last, each signed by `platform`. It is EFI_VARIABLE_AUTHENTICATION_2 and the new value (UEFI
+/// specification 2.10, 8.2.2).
 pub fn signed_variables(
-    key: &[u8],
+    platform: Signer<'_>,
     certificate: &[u8],
-) -> Result<Vec<(&'static str, Vec<u8>)>, super::authenticode::SignError> {
+) -> Result<Vec<(&'static str, Vec<u8>)>, SignError> {
     /// EFI_CERT_TYPE_PKCS7_GUID.
     const PKCS7: Guid = Guid::new(0x4aafd29d_68df_49ee_8aa9_347d375665a7);
-    let list = signature_list(certificate);
     let variable = |(name, owner): (&'static str, Guid)| {
+        let list = signature_list(if name == "db" { certificate } else { platform.certificate });
         let mut content: Vec<u8> = name.encode_utf16().flat_map(u16::to_le_bytes).collect();
         content.extend(owner.stored());
         content.extend(ATTRIBUTES.to_le_bytes());
         content.extend(TIME);
         content.extend(&list);
-        let signature = super::authenticode::sign_data(&content, key, certificate)?;
+        let signature = sign_data(&content, platform)?;
         let mut value = TIME.to_vec();
         value.extend((24 + signature.len() as u32).to_le_bytes());
         value.extend(0x0200_u16.to_le_bytes()); // revision
@@ -67,6 +71,15 @@ pub fn signed_variables(
         Ok((name, value))
     };
     VARIABLES.into_iter().map(variable).collect()
+}
+
+/// Whether what is written to a variable puts this certificate into it, alone or among others.
+#[must_use]
+pub fn enrols(value: &[u8], certificate: &[u8]) -> bool {
+    // The time, then WIN_CERTIFICATE, which begins with its own length.
+    let length = value.get(16..20).map_or(0, |l| u32::from_le_bytes([l[0], l[1], l[2], l[3]]) as usize);
+    let content = value.get(16_usize.saturating_add(length)..).unwrap_or_default();
+    !certificate.is_empty() && content.windows(certificate.len()).any(|window| window == certificate)
 }
 
 /// A file is no empty variable store.
@@ -128,5 +141,15 @@ mod tests {
         assert_eq!(enroll(&filled, CERTIFICATE), Err(StoreError("it is not empty")));
         assert_eq!(enroll(&empty[..1000], CERTIFICATE), Err(StoreError("it is too small")));
         assert_eq!(enroll(&[], CERTIFICATE), Err(StoreError("no authenticated variables")));
+    }
+
+    #[test]
+    fn a_variable_enrols_what_it_holds_and_not_what_signs_it() {
+        let signer = Signer { key: KEY, certificate: CERTIFICATE };
+        let variables = signed_variables(signer, b"another certificate").unwrap();
+        let found = variables.iter().map(|(name, value)| (*name, enrols(value, CERTIFICATE)));
+        assert_eq!(found.collect::<Vec<_>>(), [("PK", true), ("KEK", true), ("db", false)]);
+        assert!(enrols(&variables[2].1, b"another certificate"));
+        assert!(!enrols(b"", CERTIFICATE) && !enrols(&variables[0].1, b""));
     }
 }

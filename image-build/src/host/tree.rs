@@ -116,20 +116,21 @@ pub fn lay_out<'a>(
     for folder in MOUNT_POINTS {
         files::make_folder(&root.join(folder))?;
     }
-    place(root, AGENT, agent, Origin::Ours, &mut laid_out)?;
     let mut waiting: Vec<(String, String)> =
-        named.iter().map(|n| ((*n).to_owned(), (*n).to_owned())).collect();
+        named.iter().chain([&AGENT]).map(|n| ((*n).to_owned(), (*n).to_owned())).collect();
     while let Some((path, from)) = waiting.pop() {
         if laid_out.contains_key(&path) {
             continue;
         }
-        let Some((package, source)) = found.get(&from) else {
-            return Err(TreeError::NoFile(from));
+        let (origin, package, source) = match found.get(&from) {
+            _ if from == AGENT => (Origin::Ours, "this repository", agent),
+            Some((package, source)) => (Origin::Package(package), package.name.as_str(), source.as_path()),
+            None => return Err(TreeError::NoFile(from)),
         };
-        let content = place(root, &path, source, Origin::Package(package), &mut laid_out)?;
+        let content = place(root, &path, source, origin, &mut laid_out)?;
         let linked = linked(&content).map_err(|source| TreeError::Elf {
             path,
-            package: package.name.clone(),
+            package: package.to_owned(),
             source,
         })?;
         for library in linked.libraries {
@@ -143,7 +144,7 @@ pub fn lay_out<'a>(
             None => {}
             Some(path) if path == LOADER.1 => waiting.push((LOADER.1.to_owned(), LOADER.0.to_owned())),
             Some(other) => {
-                let (package, loader) = (package.name.clone(), other.to_owned());
+                let (package, loader) = (package.to_owned(), other.to_owned());
                 return Err(TreeError::Loader { path: from, package, loader });
             }
         }

@@ -7,7 +7,9 @@ use host_os::cli::ProfileArg;
 use image_build::{
     host::assembly::{self, Assembled},
     images::{self, Scope},
+    trust::Trust,
 };
+use release::Profile;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -15,8 +17,8 @@ use std::path::PathBuf;
 /// verified root; the manifest that binds them; and the disk.
 ///
 /// Building needs no key. A release of the production profile comes out unsigned: sign manifest.json ('redoubt release
-/// sign') and host.efi (for example 'sbsign --detached') elsewhere, then put the disk together with 'redoubt image
-/// assemble'. The virtual profile is signed at once, with keys that are public.
+/// sign'), host.efi and installer.efi ('redoubt image sign', or 'sbsign --detached') elsewhere, then put disk and installer
+/// together with 'redoubt image assemble'. The virtual profile is signed at once, with keys that are public.
 #[derive(Debug, Args)]
 pub(crate) struct Build {
     #[command(flatten)]
@@ -27,6 +29,10 @@ pub(crate) struct Build {
     /// Only the guest's files and their manifest: what `redoubt up` runs on a machine with a system of its own
     #[arg(long, conflicts_with = "signature")]
     guest_only: bool,
+    /// Whom production nodes trust: a directory that 'redoubt image create-trust' made [default: image-build/production in the
+    /// checkout]
+    #[arg(long, value_name = "DIR", conflicts_with = "guest_only")]
+    trust: Option<PathBuf>,
     /// Detached signature (PKCS #7, DER) of host.efi [default for virtual: made with the public development key]
     #[arg(long, value_name = "FILE")]
     signature: Option<PathBuf>,
@@ -38,7 +44,14 @@ pub(crate) struct Build {
 pub(super) fn build(args: &Build) -> Result<Reply, Failure> {
     let profile = args.profile.profile();
     let signature = args.signature.as_ref().map(read).transpose()?;
-    let workshop = args.sources.workshop()?;
+    if args.trust.is_some() && profile == Profile::Virtual {
+        return Err(Failure::usage(
+            "trust",
+            "virtual nodes trust the public development keys; leave --trust out",
+        ));
+    }
+    let mut workshop = args.sources.workshop()?;
+    workshop.trust = args.trust.as_deref().map(Trust::read).transpose().map_err(failure)?;
     let (scope, suffix) = if args.guest_only { (Scope::Guest, "-guest") } else { (Scope::Whole, "") };
     let out = args.out.clone().unwrap_or_else(|| {
         workshop.repository.join("target/release-images").join(format!("{profile}{suffix}"))
@@ -86,8 +99,11 @@ pub(super) fn assemble(args: &Assemble) -> Result<Reply, Failure> {
 }
 
 fn assembled(host: &Assembled) -> String {
-    let signed =
-        if host.signed { "signed" } else { "not signed: sign host.efi, then 'redoubt image assemble'" };
+    let signed = if host.signed {
+        "signed"
+    } else {
+        "not signed: 'redoubt image sign', then 'redoubt image assemble'"
+    };
     let installer = host.installer.as_ref().map(|path| format!("\n{}", path.display())).unwrap_or_default();
     format!("{} ({signed}){installer}", host.disk.display())
 }

@@ -2,6 +2,7 @@
 
 mod build;
 mod reproduce;
+mod sign;
 
 use crate::output::{Failure, Reply};
 use clap::{Args, Subcommand};
@@ -26,6 +27,10 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Image {
     /// Build everything that a node needs: guest, host, disk, and the manifest that binds them
     Build(build::Build),
+    /// Put a directory together that says whom production nodes trust
+    CreateTrust(sign::CreateTrust),
+    /// Sign the unified kernel images of a release for Secure Boot
+    Sign(sign::Sign),
     /// Put disk and installer together out of a release's files, after signing
     Assemble(build::Assemble),
     /// Build the firmware of the production profile alone: OvmfPkg/AmdSev
@@ -118,6 +123,8 @@ pub(crate) fn failure(error: impl Into<ImageError>) -> Failure {
 pub(crate) fn run(args: &Image) -> Result<Reply, Failure> {
     match args {
         Image::Build(args) => build::build(args),
+        Image::CreateTrust(args) => sign::create_trust(args),
+        Image::Sign(args) => sign::sign(args),
         Image::Assemble(args) => build::assemble(args),
         Image::Firmware(args) => firmware(args),
         Image::Fetch(args) => fetch(args).map_err(failure),

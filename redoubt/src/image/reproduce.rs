@@ -8,6 +8,7 @@ use image_build::{
     published::{Release, ReleaseError},
     reproduce::{self, Verdict},
     sandbox::Surroundings,
+    trust::Trust,
     workshop::Workshop,
 };
 use serde_json::json;
@@ -36,6 +37,9 @@ pub(crate) struct Reproduce {
     /// Compare although commit or locked inputs are not those of the release
     #[arg(long, conflicts_with = "verify_only")]
     any_sources: bool,
+    /// Whom production nodes trust [default: image-build/production in the checkout, else as the release's installer has it]
+    #[arg(long, value_name = "DIR", conflicts_with = "verify_only")]
+    trust: Option<PathBuf>,
     /// Keep unequal files and diffoscope's reports here
     #[arg(long, value_name = "DIR")]
     keep: Option<PathBuf>,
@@ -62,6 +66,8 @@ pub(super) fn run(args: &Reproduce) -> Result<Reply, Failure> {
     if args.without_kernels {
         reproduce::take_kernels(&mut workshop, &release).map_err(failure)?;
     }
+    workshop.trust = args.trust.as_deref().map(Trust::read).transpose().map_err(failure)?;
+    reproduce::take_trust(&mut workshop, &release).map_err(failure)?;
     let verdict = reproduce::reproduce(&workshop, &release, args.keep.as_deref()).map_err(failure)?;
     Ok(reply(&verdict, "the rebuilt release is equal, bit for bit"))
 }
@@ -89,6 +95,9 @@ fn reply(verdict: &Verdict, praise: &str) -> Reply {
     }
     if !verdict.left_out.is_empty() {
         text += &format!("not rebuilt: {}\n", verdict.left_out.join(", "));
+    }
+    if let Some(trust) = &verdict.trust {
+        text += &format!("its nodes trust, as the cloud must confirm: {trust}\n");
     }
     text += match (verdict.equal, verdict.left_out.is_empty()) {
         (true, true) => praise,
