@@ -177,16 +177,6 @@ pub enum Refusal {
         /// Their version.
         version: u64,
     },
-    /// The epoch only rises.
-    #[error(
-        "the blessing lowers the security epoch from {seen} to {found}; ask the release's owners for a correct one"
-    )]
-    EpochLowered {
-        /// Highest epoch seen.
-        seen: u64,
-        /// Epoch offered.
-        found: u64,
-    },
     /// For other nodes.
     #[error(
         "the blessing is for the {found} profile, the release is {expected}; fetch the one for this node"
@@ -245,7 +235,6 @@ impl Refusal {
             Self::BlessingExpired { .. } => "blessing-expired",
             Self::BlessingRolledBack { .. } => "blessing-rolled-back",
             Self::BlessingEquivocates { .. } => "blessing-equivocates",
-            Self::EpochLowered { .. } => "blessing-epoch-lowered",
             Self::BlessingProfile { .. } => "blessing-profile",
             Self::NotBlessed { .. } => "release-not-blessed",
             Self::Revoked { .. } => "release-revoked",
@@ -299,15 +288,12 @@ pub fn accept<'a>(
     if found == newest && seen.blessing.is_some_and(|known| known != digest) {
         return Err(Refusal::BlessingEquivocates { version: found });
     }
-    let (seen_epoch, epoch) = (seen.security_epoch, blessing.security_epoch);
-    if epoch < seen_epoch {
-        return Err(Refusal::EpochLowered { seen: seen_epoch, found: epoch });
-    }
     let seen = Seen {
         root_version: root.version(),
         blessing_version: found,
         blessing: Some(digest),
-        security_epoch: epoch,
+        // The epoch only rises, also by the releases that the node has committed to.
+        security_epoch: seen.security_epoch.max(blessing.security_epoch),
         time: seen.time.max(blessing.issued),
         release: seen.release,
     };
@@ -344,7 +330,7 @@ impl Standing<'_> {
         if found != expected {
             return Err(Refusal::BlessingProfile { expected, found });
         }
-        let (floor, found) = (blessing.security_epoch, manifest.security_epoch);
+        let (floor, found) = (self.seen.security_epoch, manifest.security_epoch);
         if found < floor {
             return Err(Refusal::BelowEpoch { floor, found });
         }

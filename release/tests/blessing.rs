@@ -172,7 +172,7 @@ fn refusals() -> Vec<(String, &'static str)> {
         ("blessing-expired", refused(launch(|_| (), &Seen { time: NOW + 10, ..seen }, 0))),
         ("blessing-rolled-back", refused(launch(|b| b.version = 4, &seen, NOW))),
         ("blessing-equivocates", refused(launch(|_| (), &Seen { blessing: Some(other), ..seen }, NOW))),
-        ("blessing-epoch-lowered", refused(launch(|b| b.security_epoch = 4, &epoch(5), NOW))),
+        ("release-below-epoch", refused(launch(|b| b.security_epoch = 4, &epoch(5), NOW))),
         ("blessing-profile", refused(launch(|b| b.profile = Profile::Production, &seen, NOW))),
         ("blessing-not-certified", {
             let error = accept(&root, &Registry, &by_two(blessing()), &seen, NOW).unwrap_err();
