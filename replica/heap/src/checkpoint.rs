@@ -182,9 +182,14 @@ impl Heap {
         };
         self.key = key.clone();
         // The copy written last must be durable before the other is touched.
-        self.writer.store.media.fence()?;
+        if !mutants::on(Mutant::RekeyFenceDropped) {
+            self.writer.store.media.fence()?;
+        }
         self.write_superblock(superblock)?;
-        Ok(self.writer.store.media.fence()?)
+        if !mutants::on(Mutant::RekeyNotDurable) {
+            self.writer.store.media.fence()?;
+        }
+        Ok(())
     }
 
     /// Replaces both superblock copies, one after the other. The second rides on the next fence.

@@ -104,8 +104,10 @@ impl Heap {
         self.published = self.live.clone();
         match &self.fold {
             // What this gave up so far, the index as it was still needs.
-            Some(fold) => self.published.catalog = fold.before.clone(),
-            None => self.writer.slots.publish(),
+            Some(fold) if !mutants::on(Mutant::UnfinishedIndexShown) => {
+                self.published.catalog = fold.before.clone()
+            }
+            _ => self.writer.slots.publish(),
         }
         self.writer.slots.release(self.writer.store.pins.oldest(), RELEASED);
     }

@@ -86,7 +86,8 @@ impl Heap {
         key: &Key,
         options: &OpenOptions,
     ) -> Result<(Self, Recovery), OpenError> {
-        if let Some(expected) = options.kind.filter(|expected| *expected != media.kind()) {
+        let other = |expected: &MediaKind| *expected != media.kind() && !mutants::on(Mutant::OtherKindTaken);
+        if let Some(expected) = options.kind.filter(other) {
             return Err(OpenError::OtherKind { found: media.kind(), expected });
         }
         if media.len() < MIN_MEDIA {
@@ -126,7 +127,7 @@ impl Heap {
         if let Some(copy) = stale.filter(|_| !mutants::on(Mutant::SuperblockNotRepaired)) {
             media.write(SUPERBLOCKS[copy], &superblock.encode(under))?;
         }
-        let grown = media.len() - superblock.length;
+        let grown = media.len().saturating_sub(superblock.length);
         superblock.length = media.len();
         let geometry = Geometry::new(media.len(), superblock.ring, superblock.alignment.into());
         let store = Arc::new(Store::new(media, geometry, found.sealer, superblock.epoch));
@@ -141,7 +142,9 @@ impl Heap {
         heap.cell = found.next_cell;
         if grown > 0 {
             // The copy just repaired must be durable before the other is touched.
-            heap.writer.store.media.fence()?;
+            if !mutants::on(Mutant::GrowthFenceDropped) {
+                heap.writer.store.media.fence()?;
+            }
             heap.write_superblock(Superblock { generation: superblock.generation + 1, ..superblock })?;
         }
         if !mutants::on(Mutant::TailNotGivenUp) {
@@ -187,7 +190,9 @@ fn assemble(store: Arc<Store>, key: &Key, superblock: Superblock, log: Log) -> R
 
 fn anchor(epoch: u64, options: &OpenOptions) -> Result<(), OpenError> {
     match options.at_least {
-        Some(anchor) if epoch < anchor => Err(OpenError::RolledBack { epoch, anchor }),
+        Some(anchor) if epoch < anchor && !mutants::on(Mutant::AnchorIgnored) => {
+            Err(OpenError::RolledBack { epoch, anchor })
+        }
         _ => Ok(()),
     }
 }
@@ -206,6 +211,8 @@ fn head(media: &dyn Media, key: &Key, former: Option<&Key>) -> Result<Head, Open
     media.read(SUPERBLOCKS[1], &mut bytes[1])?;
     let parse = |bytes| match (Copy::parse(bytes, key), former.map(|former| Copy::parse(bytes, former))) {
         (Copy::OtherKey(_) | Copy::Damaged, Some(valid @ Copy::Valid(_))) => valid,
+        // Remains of an initialisation under the former key.
+        (Copy::OtherKey(_), Some(Copy::Damaged)) => Copy::Damaged,
         (copy, _) => copy,
     };
     let first = parse(&bytes[0]);
@@ -224,7 +231,11 @@ fn head(media: &dyn Media, key: &Key, former: Option<&Key>) -> Result<Head, Open
         Copy::Valid(superblock) => Some(*superblock),
         _ => None,
     });
-    if let Some(newest) = valid.max_by_key(|superblock| superblock.generation) {
+    let rank = |superblock: &Superblock| match mutants::on(Mutant::OlderSuperblockTaken) {
+        true => u64::MAX - superblock.generation,
+        false => superblock.generation,
+    };
+    if let Some(newest) = valid.max_by_key(rank) {
         let differs = |copy: &Copy| *copy != Copy::Valid(newest);
         return Ok(Head::Current(Box::new(newest), copies.iter().position(differs)));
     }
@@ -247,7 +258,7 @@ fn blank_behind(media: &dyn Media) -> Result<bool, OpenError> {
     let mut block = [0; PAGE];
     for offset in [RING, RING + Geometry::new_ring(media.len())] {
         media.read(offset, &mut block)?;
-        if block.iter().any(|byte| *byte != 0) {
+        if block.iter().any(|byte| *byte != 0) && !mutants::on(Mutant::WipeTakenForNew) {
             return Ok(false);
         }
     }
@@ -288,8 +299,12 @@ fn create(media: Box<dyn Media>, key: &Key, options: &OpenOptions) -> Result<Hea
         store.media.write(offset, &encode_watermark(&store.sealer, nonces, 0)?)?;
     }
     // What an attempt before left of a superblock must not be completed by this one.
-    store.media.write(SUPERBLOCKS[0], &[0; SUPERBLOCK])?;
-    store.media.fence()?;
+    if !mutants::on(Mutant::RemainsNotWiped) {
+        store.media.write(SUPERBLOCKS[0], &[0; SUPERBLOCK])?;
+    }
+    if !mutants::on(Mutant::InitialiseFenceDropped) {
+        store.media.fence()?;
+    }
     heap.write_superblock(superblock)?;
     Ok(heap)
 }
@@ -312,10 +327,11 @@ fn examine(
     superblock: &Superblock,
     options: &OpenOptions,
 ) -> Result<Found, OpenError> {
-    if let Some(expected) = options.media.filter(|expected| *expected != superblock.media) {
+    let other = |expected: &MediaId| *expected != superblock.media && !mutants::on(Mutant::OtherMediumTaken);
+    if let Some(expected) = options.media.filter(other) {
         return Err(OpenError::OtherMedia { found: superblock.media, expected });
     }
-    if media.len() < superblock.length {
+    if media.len() < superblock.length && !mutants::on(Mutant::TruncationIgnored) {
         return Err(OpenError::Truncated { recorded: superblock.length, found: media.len() });
     }
     let data_key = key.unwrap(&superblock.data_key).ok_or(OpenError::SuperblocksDamaged)?;
@@ -330,7 +346,7 @@ fn examine(
         }
     }
     let acknowledged = match cells.into_iter().flatten().max() {
-        None if options.salvage => superblock.epoch,
+        None if options.salvage || mutants::on(Mutant::WatermarksNotNeeded) => superblock.epoch,
         acknowledged => acknowledged.ok_or(OpenError::WatermarksDamaged)?,
     };
     let next_cell = usize::from(cells[0] == Some(acknowledged));
@@ -352,7 +368,7 @@ fn examine(
     let end = tail.commits.last().map_or(superblock.log, |(_, end)| *end);
     let epoch = superblock.epoch + tail.commits.len() as u64;
     let lost = (epoch < acknowledged).then_some(acknowledged);
-    if lost.is_some() && !options.salvage {
+    if lost.is_some() && !options.salvage && !mutants::on(Mutant::DamagedLogBelieved) {
         return Err(OpenError::LogDamaged { offset: RING + end.at % geometry.ring, epoch, acknowledged });
     }
     anchor(epoch, options)?;

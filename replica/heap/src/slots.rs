@@ -10,6 +10,7 @@ use std::collections::{HashSet, VecDeque};
 use super::batch::{PAGE, Page};
 use super::block::{REF, Ref};
 use super::error::{ReadError, WriteError};
+use super::free::Free;
 use super::mutants::{self, Mutant};
 use super::node::Fields;
 use super::seal::Nonces;
@@ -42,7 +43,7 @@ struct Waiting {
 pub(crate) struct Slots {
     total: u32,
     fresh: u32,
-    free: Vec<u32>,
+    free: Free,
     chain: Ref,
     listed: u64,
     limbo: VecDeque<Waiting>,
@@ -67,7 +68,7 @@ impl Slots {
         Self {
             total,
             fresh: list.fresh,
-            free: Vec::new(),
+            free: Free::new(total),
             chain: list.chain,
             listed: list.listed,
             limbo: VecDeque::new(),
@@ -94,18 +95,18 @@ impl Slots {
         let mut taken: HashSet<u32> = slots.collect();
         let fresh = taken.iter().max().map_or(self.fresh, |highest| self.fresh.max(highest + 1));
         // What lies between was reserved and never became part of a commit.
-        self.free.extend((self.fresh..fresh).filter(|slot| !taken.remove(slot)));
+        (self.fresh..fresh).filter(|slot| !taken.remove(slot)).for_each(|slot| self.free.insert(slot));
         self.fresh = fresh.min(self.total + 1);
         while !taken.is_empty() && !self.chain.is_none() {
             self.unchain(store)?;
-            self.free.retain(|slot| !taken.remove(slot));
+            taken.retain(|slot| !self.free.remove(*slot));
         }
         Ok(())
     }
 
     /// Slots that can be taken now.
     pub(crate) fn available(&self) -> u64 {
-        self.free.len() as u64 + self.listed + u64::from(self.total + 1 - self.fresh)
+        self.free.len() + self.listed + u64::from(self.total + 1 - self.fresh)
     }
 
     /// Slots that will become free with the next checkpoints.
@@ -124,7 +125,7 @@ impl Slots {
 
     pub(crate) fn take(&mut self, store: &Store) -> Result<u32, WriteError> {
         loop {
-            if let Some(slot) = self.free.pop() {
+            if let Some(slot) = self.free.take() {
                 return Ok(slot);
             }
             if self.chain.is_none() {
@@ -147,8 +148,7 @@ impl Slots {
             || ReadError::Malformed { offset: store.geometry.offset(self.chain.slot()).unwrap_or_default() };
         let (next, listed) = decode_list(&block).ok_or_else(malformed)?;
         self.listed = self.listed.saturating_sub(listed.len() as u64);
-        let total = self.total;
-        self.free.extend(listed.into_iter().filter(|slot| *slot <= total));
+        listed.into_iter().for_each(|slot| self.free.insert(slot));
         let consumed = std::mem::replace(&mut self.chain, next);
         // The durable superblock still names it; the next one, even if its checkpoint has begun, will not.
         self.old_blocks.push((consumed.slot(), self.durable));
@@ -167,28 +167,35 @@ impl Slots {
         let waiting = self.fresh_limbo.drain(..).map(|(slot, freezes)| Waiting { slot, freezes, moment });
         self.limbo.extend(waiting);
         if mutants::on(Mutant::SlotReusedBeforeCheckpoint) {
-            self.free.extend(self.limbo.drain(..).map(|waiting| waiting.slot));
+            self.limbo.drain(..).for_each(|waiting| self.free.insert(waiting.slot));
         }
     }
 
-    /// Frees what waited for the checkpoints that are durable and for no snapshot, at most so many. They will be
-    /// taken in ascending order: writing to places near each other is quicker.
+    /// Frees what waited for the checkpoints that are durable and for no snapshot, at most so many.
     pub(crate) fn release(&mut self, oldest: Option<u64>, most: usize) {
-        let before = self.free.len();
-        while let Some(first) = self.limbo.front()
-            && first.freezes < self.durable
-            && oldest.is_none_or(|oldest| oldest >= first.moment)
-            && self.free.len() - before < most
-        {
-            self.free.push(first.slot);
-            self.limbo.pop_front();
+        for _ in 0..most {
+            match self.limbo.front() {
+                Some(first)
+                    if first.freezes < self.durable && oldest.is_none_or(|oldest| oldest >= first.moment) =>
+                {
+                    self.free.insert(first.slot);
+                    self.limbo.pop_front();
+                }
+                _ => break,
+            }
         }
-        self.free[before..].sort_unstable_by(|one, other| other.cmp(one));
-        let (durable, free) = (self.durable, &mut self.free);
+        if mutants::on(Mutant::ListBlockReusedAtOnce) {
+            self.release_blocks(u64::MAX);
+        }
+    }
+
+    /// Frees blocks of the list that no durable superblock names since the checkpoint of this number.
+    fn release_blocks(&mut self, durable: u64) {
+        let free = &mut self.free;
         self.old_blocks.retain(|(slot, freezes)| {
             let waits = *freezes >= durable;
             if !waits {
-                free.push(*slot);
+                free.insert(*slot);
             }
             waits
         });
@@ -208,13 +215,13 @@ impl Slots {
         // All slots for the list are taken first, since that may read from the chain.
         let mut blocks = Vec::new();
         while blocks.len()
-            < (self.waiting() as usize + self.free.len() + self.reserved.len()).div_ceil(LISTED) + 2
+            < (self.waiting() as usize + self.free.len() as usize + self.reserved.len()).div_ceil(LISTED) + 2
         {
             blocks.push(self.take(store)?);
         }
         // What RAM need not keep goes to the chain for good, in full blocks.
-        let excess = self.free.len().saturating_sub(KEPT) / LISTED * LISTED;
-        let spilled: Vec<u32> = self.free.drain(..excess).collect();
+        let excess = (self.free.len() as usize).saturating_sub(KEPT) / LISTED * LISTED;
+        let spilled: Vec<u32> = (0..excess).filter_map(|_| self.free.take()).collect();
         let (mut chain, mut listed) = (self.chain, self.listed);
         for part in spilled.chunks(LISTED) {
             let slot = blocks.pop().ok_or(WriteError::Fault("too few blocks for the list of free slots"))?;
@@ -225,9 +232,10 @@ impl Slots {
         // On top, only for the next start: what RAM keeps, and what waits for this checkpoint or snapshots.
         let waiting = self.limbo.iter().map(|waiting| (waiting.slot, waiting.freezes));
         let waiting = waiting.chain(self.fresh_limbo.iter().chain(&self.old_blocks).copied());
+        let early = mutants::on(Mutant::ListedBeforeCheckpoint);
         let mut volatile: Vec<u32> =
-            waiting.filter(|(_, freezes)| *freezes < freeze).map(|(slot, _)| slot).collect();
-        let count = volatile.len() + self.free.len() + blocks.len() + self.reserved.len();
+            waiting.filter(|(_, freezes)| early || *freezes < freeze).map(|(slot, _)| slot).collect();
+        let count = volatile.len() + self.free.len() as usize + blocks.len() + self.reserved.len();
         let count = count.div_ceil(LISTED);
         self.scratch_blocks = blocks.split_off(
             blocks
@@ -235,9 +243,11 @@ impl Slots {
                 .checked_sub(count)
                 .ok_or(WriteError::Fault("too few blocks for the list of free slots"))?,
         );
-        self.free.append(&mut blocks);
-        volatile.extend(&self.free);
-        volatile.extend(&self.reserved);
+        blocks.into_iter().for_each(|slot| self.free.insert(slot));
+        volatile.extend(self.free.iter());
+        if !mutants::on(Mutant::UnnamedSlotsNotListed) {
+            volatile.extend(&self.reserved);
+        }
         for (slot, part) in self.scratch_blocks.iter().zip(volatile.chunks(LISTED)) {
             chain = write_list_block(store, nonces, *slot, chain, part)?;
             listed += part.len() as u64;
@@ -248,6 +258,7 @@ impl Slots {
     /// The checkpoint for which the list was written is durable.
     pub(crate) fn durable(&mut self, freeze: u64, listed: Listed) {
         self.durable = freeze;
+        self.release_blocks(freeze);
         self.chain = listed.chain;
         self.listed = listed.listed;
     }
@@ -259,7 +270,7 @@ impl Slots {
 
     /// Adds the slots that are free, that wait, or that hold the list.
     pub(crate) fn account(&self, store: &Store, known: &mut HashSet<u32>) -> Result<(), ReadError> {
-        known.extend(&self.free);
+        known.extend(self.free.iter());
         known.extend(&self.scratch_blocks);
         known.extend(self.limbo.iter().map(|waiting| waiting.slot));
         known.extend(self.fresh_limbo.iter().chain(&self.old_blocks).map(|(slot, _)| slot));

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use super::batch::PAGE;
 use super::catalog;
 use super::error::{ReadError, WriteError};
+use super::mutants::{self, Mutant};
 use super::node::{Body, Child, Kind, Node, Tree, Value};
 use super::seal::Nonces;
 use super::slots::Slots;
@@ -109,7 +110,8 @@ impl Writer {
         }
         let Child::Ram(node) = child else { return Err(WriteError::Fault("a node that is not its own")) };
         let shared = self.shares.get(&self.store, node.slot)? > 0;
-        if shared || node.born < self.slots.freezes {
+        let frozen = node.born < self.slots.freezes && !mutants::on(Mutant::NodeChangedInPlace);
+        if shared || frozen {
             let slot = self.slots.take_for_node(&self.store)?;
             if shared {
                 self.shares.change(&self.store, node.slot, -1)?;

@@ -1,7 +1,8 @@
 //! Runs the heap on a medium that records writes and fences, draws states that a power cut could leave after
 //! each write, and demands that recovery by the real code gives exactly the last acknowledged state, or one that
 //! was in flight. States on which recovery reads the same are recovered once ([`classes`]). Sessions go on from
-//! such states, so crashes during recovery, initialisation, checkpoints and growth of the medium are covered alike.
+//! such states, so crashes during recovery, initialisation, checkpoints, growth of the medium and a change of the key
+//! are covered alike.
 
 mod classes;
 mod cuts;
@@ -69,13 +70,37 @@ impl PartialEq for Outcome {
 /// One simulated history after another from a seed.
 pub struct Simulator {
     random: Random,
-    keys: [Key; 2],
+    keys: Keys,
     trial: Trial,
     bounds: Bounds,
     /// Nonces of all sealed writes of this history.
     nonces: HashSet<Vec<u8>>,
     /// What was explored so far.
     pub explored: Explored,
+}
+
+/// Keys of a heap, and how a session uses them.
+struct Keys {
+    /// Two that a sealed heap is under in turn.
+    sealed: [Key; 2],
+    plain: Key,
+    /// The one that this session's caller has.
+    given: usize,
+    /// It has the other one as well, as somebody who changes keys does.
+    both: bool,
+    /// The one that the heap is known to be under, so that the other must not open it.
+    alone: Option<usize>,
+}
+
+impl Keys {
+    /// Key and options to open with.
+    fn open(&self, sealed: bool) -> (&Key, OpenOptions) {
+        if !sealed {
+            return (&self.plain, create());
+        }
+        let former = self.both.then(|| self.sealed[1 - self.given].clone());
+        (&self.sealed[self.given], OpenOptions { former, ..create() })
+    }
 }
 
 /// What happens between two fences.
@@ -96,7 +121,13 @@ impl Simulator {
     pub fn new(seed: u64) -> Self {
         Self {
             random: Random(seed),
-            keys: [history::key(), Key::plain()],
+            keys: Keys {
+                sealed: [history::key(), Key::new([0xa5; 32])],
+                plain: Key::plain(),
+                given: 0,
+                both: false,
+                alone: None,
+            },
             trial: Trial::new(),
             bounds: BOUNDS,
             nonces: HashSet::new(),
@@ -111,6 +142,8 @@ impl Simulator {
         let sealed = self.random.below(8) > 0;
         let kind = self.random.below(4) as usize;
         self.bounds.long = [3, 16, 64, 64][kind];
+        // Trees of several levels are freed in many steps.
+        self.bounds.reach = [300, 300, 20_000, 3_000_000][self.random.below(4) as usize];
         let mut disk = Disk::blank(LENGTHS[usize::from(kind == 0)], self.random.below(4) == 0);
         let sessions = 1 + self.random.below(6);
         let result = (0..sessions).try_for_each(|_| {
@@ -121,10 +154,6 @@ impl Simulator {
         result
     }
 
-    fn key(&self, sealed: bool) -> &Key {
-        &self.keys[usize::from(!sealed)]
-    }
-
     /// Opens the disk, commits, explores every crash on the way; the disk as one of them left it.
     fn session(&mut self, disk: &Disk, sealed: bool) -> Result<Disk, String> {
         self.explored.sessions += 1;
@@ -132,6 +161,12 @@ impl Simulator {
         if disk.initialised && disk.length < MOST - GROWTH && self.random.below(8) == 0 {
             disk.length += GROWTH;
         }
+        self.keys.both = disk.under.is_none() || self.random.below(6) == 0;
+        self.keys.given = match disk.under {
+            Some(under) if !self.keys.both => under,
+            _ => self.random.below(2) as usize,
+        };
+        self.keys.alone = None;
         let events = self.run(&disk, sealed)?;
         let chosen = self.random.below(events.len() as u64) as usize;
         let (mut next, mut shown, mut at) = (None, false, 0);
@@ -168,8 +203,11 @@ impl Simulator {
     /// The session itself, on a medium where everything arrives.
     fn run(&mut self, disk: &Disk, sealed: bool) -> Result<Vec<Event>, String> {
         let recorder = Recorder::new(disk);
-        let (mut heap, _) = Heap::open(Box::new(recorder.clone()), self.key(sealed), &create())
+        let (key, options) = self.keys.open(sealed);
+        let mut under = self.keys.given;
+        let (mut heap, _) = Heap::open(Box::new(recorder.clone()), key, &options)
             .map_err(|error| format!("cannot open: {error:?}"))?;
+        recorder.push(Event::Rekeyed(under));
         let shown = Model::of(&heap.snapshot()).map_err(|fault| format!("opened: {fault:?}"))?;
         accounted(&heap)?;
         let found = disk.allowed.iter().find(|model| ***model == shown);
@@ -201,6 +239,13 @@ impl Simulator {
                 _ => Ok(()),
             };
             maintained.map_err(|error| format!("cannot maintain: {error:?}"))?;
+            if sealed && self.keys.both && self.random.below(4) == 0 {
+                recorder.push(Event::Rekeying);
+                under = 1 - under;
+                let changed = heap.rekey(&self.keys.sealed[under]);
+                changed.map_err(|error| format!("cannot change the key: {error:?}"))?;
+                recorder.push(Event::Rekeyed(under));
+            }
         }
         drop(heap);
         Ok(recorder.take())
@@ -271,6 +316,8 @@ impl Simulator {
                     // Whatever could be found so far must be this now.
                     classes.outcomes.iter().try_for_each(|outcome| judge.right(outcome))?;
                 }
+                Some(Event::Rekeying) => self.keys.alone = None,
+                Some(Event::Rekeyed(under)) => self.keys.alone = Some(*under),
                 Some(Event::Fence) | None => {}
             }
         }
@@ -320,8 +367,8 @@ impl Simulator {
         self.explored.recoveries += 1;
         classes.lay_out(state, &self.trial);
         self.trial.with(medium::Trying::begin);
-        let key = self.key(judge.interval.sealed);
-        let outcome = match Heap::open(Box::new(self.trial.clone()), key, &create()) {
+        let (key, options) = self.keys.open(judge.interval.sealed);
+        let outcome = match Heap::open(Box::new(self.trial.clone()), key, &options) {
             Err(error) => (Outcome { agrees: 0, fault: Some(format!("cannot open: {error:?}")) }, None),
             Ok((heap, _)) => (judge.outcome(Model::of(&heap.snapshot())), Some(heap)),
         };
@@ -331,6 +378,15 @@ impl Simulator {
             accounted(&heap)?;
         }
         classes.restore(&self.trial);
+        if let Some(under) = self.keys.alone.filter(|_| judge.interval.sealed && self.keys.both) {
+            classes.lay_out(state, &self.trial);
+            let former = &self.keys.sealed[1 - under];
+            let opened = Heap::open(Box::new(self.trial.clone()), former, &OpenOptions::default());
+            classes.restore(&self.trial);
+            if opened.is_ok() {
+                return Err("the former key opens the heap".into());
+            }
+        }
         Ok((outcome, reads))
     }
 
@@ -348,8 +404,8 @@ impl Simulator {
             (12 + self.random.below(blocks) as usize) * BLOCK + self.random.below(BLOCK as u64) as usize;
         let bit = self.random.below(8);
         self.trial.with(|trying| trying.flip(offset, bit));
-        let options = OpenOptions::default();
-        let key = self.key(judge.interval.sealed);
+        let (key, options) = self.keys.open(judge.interval.sealed);
+        let options = OpenOptions { create: false, ..options };
         let result = match Heap::open(Box::new(self.trial.clone()), key, &options) {
             Err(_) => Ok(()),
             Ok((heap, _)) => match Model::of(&heap.snapshot()) {
@@ -368,6 +424,8 @@ impl Simulator {
         disk.allowed = judge.allowed();
         let writes = &judge.interval.writes[..judge.count];
         disk.initialised |= judge.interval.shown;
+        // Killed while the key changes, or before one was settled on, it may be under either.
+        disk.under = if self.keys.both { self.keys.alone } else { disk.under };
         if self.random.below(3) == 0 {
             disk.pending = writes.to_vec();
             return disk;

@@ -33,6 +33,10 @@ pub(crate) enum Event {
     Begin(Arc<Model>),
     /// This state has been acknowledged, or shown after an open.
     Stable(Arc<Model>),
+    /// The heap is put under another key from here on.
+    Rekeying,
+    /// It is under this key alone.
+    Rekeyed(usize),
 }
 
 /// A medium as it stands between sessions, and the states that may be found on it.
@@ -48,13 +52,15 @@ pub(crate) struct Disk {
     pub(crate) initialised: bool,
     /// Frames keep to disk blocks, not to cache lines.
     pub(crate) aligned: bool,
+    /// The key that it is under; `None`: one of the two.
+    pub(crate) under: Option<usize>,
 }
 
 impl Disk {
     pub(crate) fn blank(length: usize, aligned: bool) -> Self {
         let allowed = vec![Arc::new(Model::default())];
-        let durable = vec![0; MOST];
-        Self { durable, length, pending: Vec::new(), allowed, initialised: false, aligned }
+        let (durable, pending) = (vec![0; MOST], Vec::new());
+        Self { durable, length, pending, allowed, initialised: false, aligned, under: Some(0) }
     }
 
     pub(crate) fn fence(&mut self) {

@@ -19,7 +19,7 @@ fn intervals(seed: u64, sealed: bool, mut run: impl FnMut(&mut Simulator, &Inter
                 match event {
                     Event::Write(write) => writes.push(write.clone()),
                     Event::Begin(model) | Event::Stable(model) => models.push(model.clone()),
-                    Event::Fence => {}
+                    Event::Fence | Event::Rekeying | Event::Rekeyed(_) => {}
                 }
             }
             let interval =
