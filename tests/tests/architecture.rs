@@ -33,6 +33,7 @@ fn arrows_go_one_way() -> Result<()> {
     let metadata = serde_json::from_str(&cargo(&["metadata", "--no-deps", "--format-version", "1"])?)?;
     for (name, allowed) in [
         ("attestation", &[][..]),
+        ("measured-boot", &[]),
         ("release", &[]),
         ("hwspec", &[]),
         ("upgrade", &["attestation", "release"]),
@@ -42,9 +43,20 @@ fn arrows_go_one_way() -> Result<()> {
         ("replica", &["execution", "heap"]),
         ("simulated-psp", &["attestation", "host-guest"]),
         ("installer", &["hwspec", "release"]),
-        ("image-build", &["attestation", "installer", "release"]),
+        ("image-build", &["attestation", "installer", "measured-boot", "release"]),
         ("guest-os", &["attestation", "host-guest", "release", "simulated-psp", "upgrade"]),
-        ("host-os", &["attestation", "host-guest", "hwspec", "installer", "release", "simulated-psp"]),
+        (
+            "host-os",
+            &[
+                "attestation",
+                "host-guest",
+                "hwspec",
+                "installer",
+                "measured-boot",
+                "release",
+                "simulated-psp",
+            ],
+        ),
         (
             "redoubt",
             &[
@@ -55,6 +67,7 @@ fn arrows_go_one_way() -> Result<()> {
                 "hwspec",
                 "image-build",
                 "installer",
+                "measured-boot",
                 "release",
             ],
         ),

@@ -43,6 +43,9 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("sfdisk", &["fdisk"], "oracle for the partition table"),
     &need("veritysetup", &["cryptsetup-bin"], "oracle for hash trees"),
     &need("swtpm", &["swtpm"], "is the TPM of machines that are installed"),
+    &need("/usr/include/tss2/tss2_esys.h", &["libtss2-dev", "pkg-config"], "speaks to TPMs"),
+    &need("tpm2_checkquote", &["tpm2-tools"], "oracle for quotes and event logs"),
+    &need("/usr/lib/systemd/systemd-measure", &["systemd"], "oracle for measured images"),
     // The interpreter alone is not enough: Debian keeps what a virtual environment needs in another package.
     &need("/usr/share/doc/python3-venv", &["python3-venv"], "oracle for launch measurements"),
 ];
