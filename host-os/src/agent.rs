@@ -152,6 +152,15 @@ pub async fn run(
     };
     agent.checked(&checked, record);
     node.write_record(record)?;
+    // Only a machine has a TPM of its own.
+    if options.power.is_some() {
+        let (shared, host) = (agent.shared.clone(), checked.release.manifest().manifest().host.clone());
+        tokio::task::spawn_blocking(move || {
+            let found = crate::tpm::attest::own(host.as_ref());
+            tracing::info!(verdict = found.verdict, details = found.details.join("; "), "measured boot");
+            shared.update(|status| status.measured_boot = Some(found));
+        });
+    }
     agent.watch(&options, &node, &checked, stops, inbox).await;
     Ok(())
 }
@@ -201,6 +210,7 @@ fn first_status(ports: Ports, memory_mib: u32) -> Status {
         operator: None,
         hardware: None,
         sample: Sample::default(),
+        measured_boot: None,
         uptime_s: 0,
     }
 }

@@ -1,6 +1,7 @@
 //! What PID 1 found when the machine started, for the agent to show.
 
 use crate::crashes::Crash;
+use crate::tpm::records::ProtectionStatus;
 use crate::watchdog::WatchdogStatus;
 use serde::{Deserialize, Serialize};
 use std::io;
@@ -15,6 +16,9 @@ pub struct BootFacts {
     pub watchdog: WatchdogStatus,
     /// Crashes of earlier runs, the newest last.
     pub crashes: Vec<Crash>,
+    /// What keeps the host's secrets.
+    #[serde(default)]
+    pub protection: Option<ProtectionStatus>,
 }
 
 /// Written by PID 1.

@@ -76,6 +76,9 @@ pub enum ReleaseError {
     /// What this node has seen cannot be read.
     #[error(transparent)]
     Seen(#[from] SeenError),
+    /// What this node has seen is not what its TPM counted.
+    #[error(transparent)]
+    Anchor(#[from] crate::tpm::anchor::AnchorError),
     /// What this node has seen cannot be kept.
     #[error("cannot write {path}: {source}; check its owner, mode and the free space")]
     Unwritable {
@@ -151,6 +154,7 @@ impl ReleaseError {
             Self::Refused { source, .. } => source.code(),
             Self::NoBlessing(_) => "blessing-missing",
             Self::Seen(error) => error.code(),
+            Self::Anchor(error) => error.code(),
             Self::Unwritable { .. } => "seen-unwritable",
             Self::File(FileError::WrongSize { .. }) => "file-wrong-size",
             Self::File(FileError::WrongHash { .. }) => "file-wrong-hash",

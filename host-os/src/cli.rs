@@ -347,7 +347,7 @@ pub fn exit_code(error: &AgentError) -> u8 {
             | R::IdBlockSignatures(_)
             | R::NoIdBlock { .. }
             | R::IdBlock { .. } => 6,
-            R::Copy { .. } | R::Seen(_) | R::Unwritable { .. } => 1,
+            R::Copy { .. } | R::Seen(_) | R::Anchor(_) | R::Unwritable { .. } => 1,
         },
         AgentError::Check(CheckError::Profile(_)) => 4,
         AgentError::NodeDir(NodeDirError::Running(_)) => 7,

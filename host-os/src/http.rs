@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::{Router, routing::get};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{Method, body::Bytes};
 use hyper_util::rt::TokioIo;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -118,13 +118,33 @@ pub async fn get_once<S>(stream: S, host: &str, path: &str, limit: usize) -> Res
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    send_once(stream, host, Method::GET, path, Vec::new(), limit).await
+}
+
+/// One request over `stream`, with a body of JSON if there is one; the body of the answer 200, at most `limit` bytes.
+pub(crate) async fn send_once<S>(
+    stream: S,
+    host: &str,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+    limit: usize,
+) -> Result<Bytes, GetError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     // Ends with the connection, which ends when `sender` is dropped.
     let connection = tokio::spawn(connection);
-    let request = hyper::Request::get(path)
+    let mut request = hyper::Request::builder()
+        .method(method)
+        .uri(path)
         .header(header::HOST, host)
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())?;
+        .header(header::CONNECTION, "close");
+    if !body.is_empty() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Full::new(Bytes::from(body)))?;
     let answer = sender.send_request(request).await?;
     let code = answer.status();
     let body = Limited::new(answer.into_body(), limit).collect().await;

@@ -50,4 +50,5 @@ pub mod samples;
 pub mod status;
 mod sys;
 mod tls;
+pub mod tpm;
 pub mod watchdog;

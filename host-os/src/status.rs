@@ -50,6 +50,9 @@ pub struct Status {
     pub hardware: Option<HardwareStatus>,
     /// The last figures of the host.
     pub sample: Sample,
+    /// How the machine was started, by its TPM; absent where the agent is an ordinary process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_boot: Option<crate::tpm::attest::MeasuredBootStatus>,
     /// Seconds since the agent started.
     pub uptime_s: u64,
 }
@@ -281,6 +284,7 @@ pub(crate) mod tests {
     pub(crate) fn example() -> Status {
         let ports = Ports { https: 1, http: 2, status: 3 };
         Status {
+            measured_boot: None,
             version: 1,
             pid: 7,
             state: "ready".into(),

@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
 use std::process::Command;
 
 /// Makes the kernel kill the child when the thread that spawns it ends.
@@ -89,6 +90,109 @@ pub(crate) fn set_watchdog_timeout(device: &File, seconds: i32) -> io::Result<i3
     Ok(seconds)
 }
 
+/// `struct dm_ioctl` with one `struct dm_target_spec` and its parameters (include/uapi/linux/dm-ioctl.h).
+#[repr(C)]
+struct MapRequest {
+    version: [u32; 3],
+    size: u32,
+    start: u32,
+    targets: u32,
+    open: i32,
+    flags: u32,
+    event: u32,
+    padding: u32,
+    device: u64,
+    name: [u8; 128],
+    uuid: [u8; 129],
+    data: [u8; 7],
+    target: Target,
+}
+
+#[repr(C)]
+struct Target {
+    first: u64,
+    length: u64,
+    status: i32,
+    next: u32,
+    kind: [u8; 16],
+    parameters: [u8; 512],
+}
+
+/// Bytes of `struct dm_ioctl` alone.
+const MAP_HEADER: usize = 312;
+
+/// Commands of device-mapper: DM_DEV_CREATE, DM_DEV_REMOVE, DM_DEV_SUSPEND (which also resumes), DM_TABLE_LOAD.
+#[derive(Clone, Copy)]
+enum MapCommand {
+    Create = 3,
+    Remove = 4,
+    Resume = 6,
+    Load = 9,
+}
+
+fn map_call(control: &File, command: MapCommand, request: &mut MapRequest) -> io::Result<()> {
+    // _IOWR(DM_IOCTL, command, struct dm_ioctl).
+    let number =
+        (3 << 30) | ((MAP_HEADER as nix::libc::c_ulong) << 16) | (0xfd << 8) | command as nix::libc::c_ulong;
+    // SAFETY: the structure has the layout that the kernel expects and says its own size in `size`, within which the kernel
+    // reads and writes; it is alive until after the call.
+    match unsafe { nix::libc::ioctl(control.as_raw_fd(), number as _, &raw mut *request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Maps a block device by device-mapper's target of this kind, of so many sectors of 512 bytes; the path of the result.
+pub(crate) fn map_device(name: &str, kind: &str, sectors: u64, parameters: &str) -> io::Result<PathBuf> {
+    /// DM_SECURE_DATA_FLAG: the kernel wipes its copies, which hold a key.
+    const SECURE: u32 = 1 << 15;
+    fn text<const N: usize>(text: &str) -> io::Result<[u8; N]> {
+        let mut out = [0; N];
+        // The last byte stays zero.
+        let place = out.get_mut(..text.len()).filter(|_| text.len() < N);
+        place.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(text.as_bytes());
+        Ok(out)
+    }
+    let control = File::options().read(true).write(true).open("/dev/mapper/control")?;
+    let mut request = MapRequest {
+        version: [4, 0, 0],
+        size: size_of::<MapRequest>() as u32,
+        start: MAP_HEADER as u32,
+        targets: 0,
+        open: 0,
+        flags: SECURE,
+        event: 0,
+        padding: 0,
+        device: 0,
+        name: text(name)?,
+        uuid: [0; 129],
+        data: [0; 7],
+        target: Target {
+            first: 0,
+            length: sectors,
+            status: 0,
+            next: size_of::<Target>() as u32,
+            kind: text(kind)?,
+            parameters: text(parameters)?,
+        },
+    };
+    map_call(&control, MapCommand::Create, &mut request)?;
+    let device = request.device;
+    let mut step = |command, targets| {
+        // The kernel has written over these.
+        (request.size, request.start) = (size_of::<MapRequest>() as u32, MAP_HEADER as u32);
+        (request.targets, request.flags, request.event, request.device) = (targets, SECURE, 0, 0);
+        map_call(&control, command, &mut request)
+    };
+    if let Err(error) = step(MapCommand::Load, 1).and_then(|()| step(MapCommand::Resume, 0)) {
+        let _ = step(MapCommand::Remove, 0);
+        return Err(error);
+    }
+    // huge_encode_dev: the minor number's upper bits are above the major number's.
+    let minor = (device & 0xff) | ((device >> 12) & 0xf_ff00);
+    Ok(PathBuf::from(format!("/dev/dm-{minor}")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +200,8 @@ mod tests {
     #[test]
     fn structures_have_the_kernels_sizes_and_other_files_refuse() {
         assert_eq!((size_of::<Partition>(), size_of::<PartitionRequest>()), (152, 24));
+        assert_eq!(std::mem::offset_of!(MapRequest, target), MAP_HEADER);
+        assert_eq!(std::mem::offset_of!(Target, parameters), 40);
         let other = File::open("/dev/null").unwrap();
         assert!(resize_partition(&other, 1, 0, 512).is_err());
     }

@@ -53,6 +53,9 @@ pub fn release(workshop: &Workshop, profile: Profile, scope: Scope) -> Result<Re
                 let uki = installer::uki(workshop, profile, &trust)?;
                 parts.images.installer = Some(release::File::describe(installer::UKI, &uki));
                 parts.files.insert(installer::UKI, uki);
+                if let Some(measured) = &mut parts.images.measured {
+                    measured.certificates = vec![Digest::of(&trust.certificate)];
+                }
             }
             content.extend(parts.files);
             Some(parts.images)

@@ -120,6 +120,13 @@ fn host_differences(host: &HostImages, uki: &[u8], root: &[u8], hash_tree: &[u8]
     compare("hash tree of the host's root", Digest::of(hash_tree).to_string(), area);
     let hash = pe::authenticode_hash(uki).map_or_else(|error| error.to_string(), hex::encode);
     compare("Authenticode hash of the unified kernel image", host.uki_authenticode.to_string(), hash);
+    if let Some(measured) = &host.measured {
+        // Whose certificates count, the installer says: it is compared whole.
+        let release = release::Measured { certificates: Vec::new(), ..measured.clone() };
+        let computed =
+            host::measured(uki).map_or_else(|error| error.to_string(), |found| format!("{found:?}"));
+        compare("what is measured of the unified kernel image", format!("{release:?}"), computed);
+    }
     let command_line = pe::section(uki, ".cmdline").unwrap_or_default();
     if !String::from_utf8_lossy(command_line).contains(&root_hash) {
         found.push(format!(
@@ -372,9 +379,11 @@ mod tests {
         let root = [[1; 4096], [2; 4096]].concat();
         let tree = verity::Tree::new(&root, host::root_salt()).unwrap();
         let line = format!("quiet dm-mod.create=\"{}\"", tree.table("a", "b"));
-        let sections = [(".cmdline", line.as_bytes()), (".linux", &b"kernel"[..])];
+        let kernel = pe::samples::stub();
+        let sections = [(".cmdline", line.as_bytes()), (".linux", &kernel)];
         let uki = pe::unified_kernel_image(&pe::samples::stub(), &sections).unwrap();
         let uki_authenticode = Digest(pe::authenticode_hash(&uki).unwrap());
+        let measured = Some(host::measured(&uki).unwrap());
         let [uki, root, root_hash_tree] =
             [(host::names::UKI, uki), (host::names::ROOT, root), (host::names::VERITY, tree.hash_area)].map(
                 |(name, content)| {
@@ -383,7 +392,15 @@ mod tests {
                 },
             );
         let verity_root_hash = Digest(tree.root);
-        HostImages { uki, uki_authenticode, root, root_hash_tree, verity_root_hash, installer: None }
+        HostImages {
+            uki,
+            uki_authenticode,
+            root,
+            root_hash_tree,
+            verity_root_hash,
+            installer: None,
+            measured,
+        }
     }
 
     #[test]
@@ -403,6 +420,8 @@ mod tests {
                 &(|host: &mut HostImages| host.verity_root_hash.0[0] ^= 1) as &dyn Fn(&mut HostImages),
             ),
             ("Authenticode hash", &|host| host.uki_authenticode.0[0] ^= 1),
+            ("what is measured", &|host| host.measured.as_mut().unwrap().sections[0].sha256.0[0] ^= 1),
+            ("what is measured", &|host| host.measured.as_mut().unwrap().kernel_authenticode.0[0] ^= 1),
         ] {
             let forged = with(change);
             assert!(!forged.equal && forged.manifest.len() == 1, "{forged:?}");

@@ -19,14 +19,16 @@ const HEADER: usize = 52;
 pub enum Kind {
     /// The node's signed configuration: [`crate::config::Signed`].
     Configuration,
-    /// The node's own key: [`crate::config::Identity`].
+    /// The node's own key: [`crate::config::Identity`], or what the host made of it.
     Identity,
     /// Whether the state partition has its file system: `ready`.
     State,
+    /// The host's secret, sealed to the TPM.
+    Sealed,
 }
 
 impl Kind {
-    const ALL: [Kind; 3] = [Kind::Configuration, Kind::Identity, Kind::State];
+    const ALL: [Kind; 4] = [Kind::Configuration, Kind::Identity, Kind::State, Kind::Sealed];
 
     fn start(self) -> usize {
         self as usize * 2 * COPY

@@ -71,7 +71,7 @@ pub(crate) struct Remote {
     key: Option<PathBuf>,
 }
 
-fn hash(text: &str) -> Result<[u8; 32], String> {
+pub(crate) fn hash(text: &str) -> Result<[u8; 32], String> {
     let mut hash = [0; 32];
     hex::decode_to_slice(text, &mut hash).map_err(|error| format!("not 64 hexadecimal digits: {error}"))?;
     Ok(hash)

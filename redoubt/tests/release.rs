@@ -66,6 +66,7 @@ impl Desk {
             root_hash_tree: File::describe("host-root.verity", &tree.hash_area),
             verity_root_hash: Digest(tree.root),
             installer: None,
+            measured: None,
         });
         made_up::write(&self.path("images"), &manifest, 0);
         for (name, content) in

@@ -96,8 +96,8 @@ pub use id_block::{
     AuthorSignature, BlockSignature, ID_BLOCK_FILE, IdBlockSignatures, IdBlockSignaturesError,
 };
 pub use manifest::{
-    File, FileError, FileName, Files, Guest, HostImages, IdBlock, InvalidManifest, Manifest,
-    MeasurementError, Profile, VcpuMeasurement,
+    File, FileError, FileName, Files, Guest, HostImages, IdBlock, InvalidManifest, Manifest, Measured,
+    MeasuredSection, MeasurementError, Profile, VcpuMeasurement,
 };
 pub use root::{
     InvalidRoot, KeyError, PublicKey, PublicKeyError, Role, RoleName, Roles, Root, RootContent, RootError,

@@ -173,6 +173,48 @@ pub struct HostImages {
     /// The installer without the release that it carries: that one holds this manifest, so its hash cannot stand here.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub installer: Option<File>,
+    /// What a TPM measures of a machine that was started from these images; a release without cannot be held against a
+    /// host's quote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+}
+
+/// What firmware and systemd's stub measure of a host: PCR 4 is `uki_authenticode` and then `kernel_authenticode`, PCR 7 has
+/// no other certificates than these, PCR 11 follows from the sections.
+///
+/// Canonical form: `sections` stand in the order in which the stub measures them, each name once; `certificates` ascend.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Measured {
+    /// Authenticode hash (SHA-256) of the kernel in the unified kernel image, which the stub has the firmware load.
+    pub kernel_authenticode: Digest,
+    /// The measured sections of the unified kernel image.
+    pub sections: Vec<MeasuredSection>,
+    /// SHA-256 of the certificates (X.509, DER) that the installer of this release enrols for Secure Boot.
+    pub certificates: Vec<Digest>,
+}
+
+/// A section of the unified kernel image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MeasuredSection {
+    /// Its name, such as `.cmdline`.
+    pub name: String,
+    /// SHA-256 of its content.
+    pub sha256: Digest,
+}
+
+impl Measured {
+    /// Whether it has the canonical form and no blanks.
+    fn is_sound(&self) -> bool {
+        let names: BTreeSet<&str> = self.sections.iter().map(|section| section.name.as_str()).collect();
+        let hashes = self.sections.iter().map(|section| &section.sha256).chain(&self.certificates);
+        names.len() == self.sections.len()
+            && !names.is_empty()
+            && names.iter().all(|name| name.starts_with('.') && name.len() <= 8 && is_name(name))
+            && hashes.chain([&self.kernel_authenticode]).all(|hash| *hash != Digest([0; 32]))
+            && self.certificates.is_sorted_by(|a, b| a.0 < b.0)
+    }
 }
 
 impl HostImages {
@@ -378,6 +420,11 @@ pub enum InvalidManifest {
     /// A placeholder instead of a root hash.
     #[error("the host's root hash or Authenticode hash is all zeros; compute it from the host's images")]
     BlankHostHash,
+    /// Sections or certificates that a verifier could misread.
+    #[error(
+        "what is measured of the host is not in the canonical form, or has blanks; compute it from the host's images"
+    )]
+    Measured,
     /// Empty, too long, or with characters that have no place there.
     #[error("the {0} is empty, too long or has unusual characters; use up to 64 of 0-9 A-Z a-z . + - _")]
     Name(&'static str),
@@ -423,6 +470,10 @@ impl Manifest {
             |host: &HostImages| [host.verity_root_hash, host.uki_authenticode].contains(&Digest([0; 32]));
         if self.host.as_ref().is_some_and(blank) {
             return Err(InvalidManifest::BlankHostHash);
+        }
+        let measured = self.host.as_ref().and_then(|host| host.measured.as_ref());
+        if measured.is_some_and(|measured| !measured.is_sound()) {
+            return Err(InvalidManifest::Measured);
         }
         if guest.command_line.len() > MAX_COMMAND_LINE {
             return Err(InvalidManifest::CommandLineTooLong(guest.command_line.len()));

@@ -32,6 +32,7 @@ fn manifest() -> Manifest {
             root_hash_tree: File::describe("host-root.verity", b"hash tree bytes"),
             verity_root_hash: Digest::of(b"root hash"),
             installer: Some(File::describe("installer.efi", b"installer bytes")),
+            measured: None,
         }),
         guest: Guest {
             files: Files {

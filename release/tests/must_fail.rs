@@ -4,8 +4,8 @@
 
 use release::{
     CanonicalError, Digest, Envelope, FileError, FileName, HostImages, InvalidManifest, MAX_DOCUMENT,
-    Manifest, ManifestError, Measurement, Profile, ProfileMismatch, Root, RootContent, SignError, Signed,
-    SigningKey, VcpuMeasurement, development, key_id, sign, verify,
+    Manifest, ManifestError, Measured, MeasuredSection, Measurement, Profile, ProfileMismatch, Root,
+    RootContent, SignError, Signed, SigningKey, VcpuMeasurement, development, key_id, sign, verify,
 };
 use serde_json::{Value, json};
 
@@ -35,6 +35,27 @@ fn changed(change: impl FnOnce(&mut Value)) -> Vec<u8> {
 
 fn host(manifest: &mut Manifest) -> &mut HostImages {
     manifest.host.as_mut().unwrap()
+}
+
+/// What is measured of a host, spoilt.
+fn measured(spoil: impl FnOnce(&mut Measured)) -> Measured {
+    let section = |name: &str| MeasuredSection { name: name.into(), sha256: Digest([1; 32]) };
+    let mut measured = Measured {
+        kernel_authenticode: Digest([1; 32]),
+        sections: vec![section(".linux"), section(".cmdline")],
+        certificates: vec![Digest([1; 32]), Digest([2; 32])],
+    };
+    spoil(&mut measured);
+    measured
+}
+
+#[test]
+fn what_is_measured_of_a_host_is_signed_with_the_rest() {
+    let mut manifest = Envelope::from_bytes(GOLDEN).unwrap().manifest().clone();
+    host(&mut manifest).measured = Some(measured(|_| ()));
+    let envelope = Envelope::new(manifest.clone()).unwrap();
+    assert_ne!(envelope.digest(), Envelope::from_bytes(GOLDEN).unwrap().digest());
+    assert_eq!(*Envelope::from_bytes(&envelope.to_bytes()).unwrap().manifest(), manifest);
 }
 
 fn golden_text() -> String {
@@ -271,7 +292,7 @@ fn missing_measurements_and_files() {
 #[test]
 fn invalid_manifests_cannot_be_signed() {
     type Spoil = fn(&mut release::Manifest);
-    let cases: [(Spoil, InvalidManifest); 20] = [
+    let cases: [(Spoil, InvalidManifest); 26] = [
         (|m| m.guest.measurements.clear(), InvalidManifest::NoMeasurements),
         (
             |m| m.guest.measurements.reverse(),
@@ -305,6 +326,24 @@ fn invalid_manifests_cannot_be_signed() {
         ),
         (|m| host(m).verity_root_hash = Digest([0; 32]), InvalidManifest::BlankHostHash),
         (|m| host(m).uki_authenticode = Digest([0; 32]), InvalidManifest::BlankHostHash),
+        (|m| host(m).measured = Some(measured(|m| m.sections.clear())), InvalidManifest::Measured),
+        (
+            |m| host(m).measured = Some(measured(|m| m.sections[1].name = ".linux".into())),
+            InvalidManifest::Measured,
+        ),
+        (
+            |m| host(m).measured = Some(measured(|m| m.sections[0].name = "linux".into())),
+            InvalidManifest::Measured,
+        ),
+        (
+            |m| host(m).measured = Some(measured(|m| m.sections[0].sha256.0 = [0; 32])),
+            InvalidManifest::Measured,
+        ),
+        (
+            |m| host(m).measured = Some(measured(|m| m.kernel_authenticode.0 = [0; 32])),
+            InvalidManifest::Measured,
+        ),
+        (|m| host(m).measured = Some(measured(|m| m.certificates.reverse())), InvalidManifest::Measured),
         (|m| m.source_commit = String::new(), InvalidManifest::Name("source commit")),
         (|m| m.guest.files.kernel.path = "../kernel".into(), InvalidManifest::Path("kernel")),
         (|m| m.guest.files.firmware.path = "/etc/passwd".into(), InvalidManifest::Path("firmware")),

@@ -2,6 +2,7 @@
 
 use super::{ReleaseError, read};
 use crate::node::write_atomically;
+use crate::tpm::anchor::Anchor;
 use release::{
     ApprovedManifest, BLESSING_FILE, Profile, Refusal, Root, Seen,
     blessing::{self, Launch},
@@ -10,7 +11,8 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// What the node has seen, in its directory. The owner of the machine can put back an old one (docs/THREATS.md).
+/// What the node has seen, in its directory. The owner of the machine can put back an old one; where there is a TPM, its
+/// counter shows that (docs/THREATS.md).
 pub const SEEN_FILE: &str = "seen.json";
 
 /// Decides on a release whose manifest lies at `manifest`, and keeps in the node's directory what was seen, **before**
@@ -24,6 +26,17 @@ pub fn admit(
     release: &ApprovedManifest,
     node: &Path,
 ) -> Result<Option<Refusal>, ReleaseError> {
+    admit_anchored(root, manifest, release, node, &mut Anchor::of_machine()?)
+}
+
+/// The same with a TPM's counter, if there is one.
+fn admit_anchored(
+    root: &Root,
+    manifest: &Path,
+    release: &ApprovedManifest,
+    node: &Path,
+    anchor: &mut Option<Anchor>,
+) -> Result<Option<Refusal>, ReleaseError> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
     let path = node.join(SEEN_FILE);
     let seen = match read(&path) {
@@ -33,13 +46,16 @@ pub fn admit(
         }
         Err(error) => return Err(error),
     };
+    if let Some(anchor) = anchor {
+        anchor.check(&seen)?;
+    }
     let file = manifest.with_file_name(BLESSING_FILE);
     let refused = |source| ReleaseError::Refused { path: manifest.to_owned(), source: Box::new(source) };
     let (next, stale) = match read(&file) {
         Ok(statement) => {
             let standing = blessing::accept(root, root, &statement, &seen, now).map_err(refused)?;
             // What forbids is kept, whatever becomes of this release.
-            write(&path, &seen, standing.seen())?;
+            write(&path, &seen, standing.seen(), anchor)?;
             match standing.may_launch(release).map_err(refused)? {
                 Launch::Blessed(_) => (*standing.seen(), None),
                 Launch::Stale(why) => (*standing.seen(), Some(why)),
@@ -58,22 +74,29 @@ pub fn admit(
         Err(error) => return Err(error),
     };
     let committed = next.after_commit(release.digest(), release.manifest().security_epoch);
-    write(&path, &next, &committed)?;
+    write(&path, &next, &committed, anchor)?;
     Ok(stale)
 }
 
-fn write(path: &Path, before: &Seen, after: &Seen) -> Result<(), ReleaseError> {
-    if before == after && path.exists() {
-        return Ok(());
+fn write(path: &Path, before: &Seen, after: &Seen, anchor: &mut Option<Anchor>) -> Result<(), ReleaseError> {
+    if before != after || !path.exists() {
+        write_atomically(path, &after.to_bytes())
+            .map_err(|source| ReleaseError::Unwritable { path: path.to_owned(), source })?;
     }
-    write_atomically(path, &after.to_bytes())
-        .map_err(|source| ReleaseError::Unwritable { path: path.to_owned(), source })
+    // After the file: a power cut between them leaves a counter that lags, and the next call makes up for it.
+    if let Some(anchor) = anchor {
+        anchor.raise(after)?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tpm::{PublicKeys, Quote, Tpm, TpmError};
     use release::{Blessing, Envelope, Purpose, Signed, development, sign, verify};
+    use std::collections::BTreeMap;
+    use std::sync::atomic::Ordering;
 
     const GOLDEN: &[u8] = include_bytes!("../../../release/tests/golden/manifest.json");
 
@@ -134,6 +157,64 @@ mod tests {
         assert_eq!(code(node.admit(Profile::Production, 6, "d")), "blessing-missing");
         std::fs::write(node.0.path().join(SEEN_FILE), "{}").unwrap();
         assert_eq!(code(node.admit(Profile::Virtual, 9, "e")), "seen-unreadable");
+    }
+
+    /// A TPM that counts.
+    struct Counter(std::sync::Arc<std::sync::atomic::AtomicU64>);
+
+    impl Tpm for Counter {
+        fn counter(&mut self) -> Result<u64, TpmError> {
+            Ok(self.0.load(Ordering::Relaxed))
+        }
+        fn increment(&mut self) -> Result<(), TpmError> {
+            self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        }
+        fn keys(&mut self) -> Result<PublicKeys, TpmError> {
+            Err(TpmError::Absent)
+        }
+        fn activate(&mut self, _: &[u8], _: &[u8]) -> Result<[u8; 32], TpmError> {
+            Err(TpmError::Absent)
+        }
+        fn quote(&mut self, _: &[u8; 32]) -> Result<Quote, TpmError> {
+            Err(TpmError::Absent)
+        }
+        fn pcrs(&mut self, _: &[u8]) -> Result<BTreeMap<u8, [u8; 32]>, TpmError> {
+            Err(TpmError::Absent)
+        }
+        fn seal(&mut self, _: &[u8], _: &BTreeMap<u8, [u8; 32]>) -> Result<Vec<u8>, TpmError> {
+            Err(TpmError::Absent)
+        }
+        fn unseal(&mut self, _: &[u8], _: &[u8]) -> Result<Vec<u8>, TpmError> {
+            Err(TpmError::Absent)
+        }
+    }
+
+    #[test]
+    fn an_old_file_of_what_was_seen_is_refused_by_the_tpms_counter() {
+        const BASE: u64 = 70;
+        let counter = std::sync::Arc::new(std::sync::atomic::AtomicU64::new(BASE));
+        let node = tempfile::tempdir().unwrap();
+        let root = development::root().unwrap();
+        let golden = verify(GOLDEN, &root).unwrap();
+        let (manifest, seen) = (node.path().join("manifest.json"), node.path().join(SEEN_FILE));
+        let admit = || {
+            let mut anchor = Some(Anchor::new(Box::new(Counter(counter.clone())), BASE));
+            admit_anchored(&root, &manifest, &golden, node.path(), &mut anchor)
+        };
+        admit().unwrap();
+        assert_eq!(counter.load(Ordering::Relaxed), BASE + 4, "the golden manifest's epoch");
+        admit().unwrap();
+        assert_eq!(counter.load(Ordering::Relaxed), BASE + 4);
+        std::fs::write(&seen, Seen { security_epoch: 3, ..Seen::default() }.to_bytes()).unwrap();
+        assert_eq!(code(admit()), "seen-rolled-back");
+        std::fs::remove_file(&seen).unwrap();
+        assert_eq!(code(admit()), "seen-rolled-back");
+        // A power cut after the file was written and before the counter rose.
+        std::fs::write(&seen, Seen { security_epoch: 4, ..Seen::default() }.to_bytes()).unwrap();
+        counter.store(BASE + 2, Ordering::Relaxed);
+        admit().unwrap();
+        assert_eq!(counter.load(Ordering::Relaxed), BASE + 4);
     }
 
     #[test]

@@ -98,7 +98,7 @@ pub async fn get(
 }
 
 /// What the node said in its own form, if it did.
-fn refused(node: &str, error: GetError) -> OperateError {
+pub(crate) fn refused(node: &str, error: GetError) -> OperateError {
     if let GetError::Refused { body, .. } = &error
         && let Ok(value) = serde_json::from_str::<serde_json::Value>(body)
         && let (Some(code), Some(message)) =

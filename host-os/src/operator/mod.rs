@@ -16,6 +16,6 @@ pub mod client;
 pub mod identity;
 pub mod keys;
 mod serve;
-mod tls;
+pub(crate) mod tls;
 
 pub(crate) use serve::{Interface, serve};

@@ -36,7 +36,8 @@ pub(crate) async fn serve(
 ) -> Result<(), rustls::Error> {
     let acceptor = TlsAcceptor::from(super::tls::server_config(&identity)?);
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    let routes = router(interface);
+    let attestation = crate::tpm::serve::routes(identity.key_sha256, crate::tpm::serve::Machine::own());
+    let routes = router(interface).merge(attestation);
     loop {
         let Ok(permit) = permits.clone().acquire_owned().await else { return Ok(()) };
         let client = match listener.accept().await {

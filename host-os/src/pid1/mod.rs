@@ -104,13 +104,15 @@ fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
         started.elapsed().as_secs_f64()
     ));
     loopback::switch_on().map_err(BootError::Loopback)?;
-    let disk = storage::Disk::of_root()?;
+    let mut disk = storage::Disk::of_root()?;
     say(format_args!("started from slot {} of {}", disk.slot, disk.name));
     match disk.unpack_guest() {
         Ok(files) => say(format_args!("guest slot {}: {files} files, {MANIFEST}", disk.slot)),
         Err(error) => say(format_args!("guest slot {}: {error}", disk.slot)),
     }
     disk.personalise()?;
+    let protection = disk.secrets(&line.profile)?;
+    say(&protection.text);
     disk.mount_state()?;
     feed();
     match disk.configuration()? {
@@ -126,7 +128,7 @@ fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
     for crash in crashes.iter().filter(|crash| crash.new) {
         say(format_args!("the last run ended in a crash: {} ({})", crash.why.join("; "), crash.file));
     }
-    if let Err(error) = boot_facts::write(&BootFacts { watchdog, crashes }) {
+    if let Err(error) = boot_facts::write(&BootFacts { watchdog, crashes, protection: Some(protection) }) {
         say(format_args!("the agent will not know how this machine started: {error}"));
     }
     Ok((line, device))

@@ -33,6 +33,8 @@ const MOUNTS: &[Mount] = &[
     // Only where the firmware is UEFI, and only with a store for records of crashes.
     optional("efivarfs", "/sys/firmware/efi/efivars"),
     optional("pstore", "/sys/fs/pstore"),
+    // The event log of the measured boot.
+    optional("securityfs", "/sys/kernel/security"),
 ];
 
 /// A file system could not be mounted.

@@ -5,6 +5,11 @@
 
 use super::verity;
 use crate::sys;
+use crate::tpm::{
+    self,
+    anchor::{Anchor, BASE},
+    records::{IDENTITY, Protection, ProtectionStatus, Records, RecordsError},
+};
 use installer::{
     archive::{self, ArchiveError},
     config::{ConfigError, Signed},
@@ -18,7 +23,7 @@ use installer::{
 use nix::mount::{MsFlags, mount};
 use std::{
     fs::{self, File},
-    io,
+    io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
 };
@@ -55,6 +60,8 @@ pub(super) enum StorageError {
     State { device: PathBuf, source: io::Error },
     #[error(transparent)]
     Configuration(#[from] ConfigError),
+    #[error(transparent)]
+    Records(#[from] RecordsError),
 }
 
 /// A guest slot has no release.
@@ -74,11 +81,19 @@ pub(super) struct Disk {
     pub(super) name: String,
     /// Slot of the root.
     pub(super) slot: Slot,
+    /// Key of the encrypted state.
+    state_key: Option<[u8; 64]>,
 }
 
 fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StorageError {
     let path = path.to_owned();
     move |source| StorageError::Io { action, path, source }
+}
+
+/// Writes a file in memory that only root reads.
+fn leave(path: &Path, content: &[u8]) -> Result<(), StorageError> {
+    let file = crate::node::open_options().write(true).create(true).truncate(true).open(path);
+    file.and_then(|mut file| file.write_all(content)).map_err(failed("write", path))
 }
 
 impl Disk {
@@ -90,7 +105,7 @@ impl Disk {
         let folder = Path::new("/sys/class/block").join(name);
         let folder = folder.canonicalize().map_err(failed("find", &folder))?;
         let disk = folder.parent().and_then(Path::file_name).unwrap_or_default();
-        Ok(Self { name: disk.to_string_lossy().into_owned(), slot })
+        Ok(Self { name: disk.to_string_lossy().into_owned(), slot, state_key: None })
     }
 
     fn device(&self, label: &str) -> Result<PathBuf, StorageError> {
@@ -164,9 +179,37 @@ impl Disk {
         }
     }
 
+    /// Opens the host's secret, or makes it, and leaves what the agent needs of it in memory.
+    pub(super) fn secrets(&mut self, profile: &str) -> Result<ProtectionStatus, StorageError> {
+        let mut records = Records::open(&self.device(labels::CONFIG)?)?;
+        let protection = records.protection(tpm::open(), profile == "production")?;
+        if let Some(identity) = records.identity(&protection)? {
+            leave(Path::new(IDENTITY), &identity)?;
+        }
+        if let Protection::Sealed(secret) = &protection {
+            leave(Path::new(BASE), &Anchor::base_file(secret.counter))?;
+            let mut key = [0; 64];
+            key[..32].copy_from_slice(&secret.derive("state, data"));
+            key[32..].copy_from_slice(&secret.derive("state, tweak"));
+            self.state_key = Some(key);
+        }
+        Ok(protection.status())
+    }
+
+    /// The block device of the state: the partition, or what dm-crypt makes of it.
+    fn state(&self) -> Result<PathBuf, StorageError> {
+        let device = self.device(labels::STATE)?;
+        let Some(key) = &self.state_key else { return Ok(device) };
+        let sectors = Self::open(&device)?.size() / 512;
+        let target = device.display();
+        // 512-bit keys are AES-256 in XTS mode (IEEE 1619).
+        let table = format!("aes-xts-plain64 {} 0 {target} 0 1 sector_size:4096", hex::encode(key));
+        sys::map_device("state", "crypt", sectors / 8 * 8, &table).map_err(failed("encrypt", &device))
+    }
+
     /// Mounts the state, after making its file system if it never was complete.
     pub(super) fn mount_state(&self) -> Result<(), StorageError> {
-        let (config, device) = (self.device(labels::CONFIG)?, self.device(labels::STATE)?);
+        let (config, device) = (self.device(labels::CONFIG)?, self.state()?);
         let mut records = Self::open(&config)?;
         let area = self.records(&config)?;
         if record::read(&area, Kind::State).is_none_or(|(_, content)| content != READY) {

@@ -35,7 +35,9 @@ use crate::{
 };
 use installer::{layout, parts::ReleaseError, plan::Refusal, run::RunError};
 use recipe::Recipe;
-use release::{Digest, File, FileError as WrongFile, HostImages, ManifestError, Profile};
+use release::{
+    Digest, File, FileError as WrongFile, HostImages, ManifestError, Measured, MeasuredSection, Profile,
+};
 use sha2::{Digest as _, Sha256};
 
 /// Names of the files of a host's image.
@@ -154,6 +156,7 @@ pub fn build(workshop: &Workshop, profile: Profile) -> Result<Parts> {
         root_hash_tree: File::describe(names::VERITY, &tree.hash_area),
         verity_root_hash: Digest(tree.root),
         installer: None,
+        measured: Some(measured(&uki)?),
     };
     let files = Content::from([
         (names::UKI, uki),
@@ -164,6 +167,23 @@ pub fn build(workshop: &Workshop, profile: Profile) -> Result<Parts> {
     ]);
     step.done("made");
     Ok(Parts { files, images })
+}
+
+/// What firmware and stub measure of a unified kernel image. Whose certificates count, the release's installer says.
+pub fn measured(uki: &[u8]) -> Result<Measured, HostError> {
+    let kernel = pe::section(uki, ".linux").unwrap_or_default();
+    let sections = pe::sections(uki)?;
+    let sections =
+        measured_boot::expected::measured(sections.iter().map(|(name, content)| (name.as_str(), *content)));
+    let section = |section: measured_boot::expected::Section| MeasuredSection {
+        name: section.name,
+        sha256: Digest(section.sha256),
+    };
+    Ok(Measured {
+        kernel_authenticode: Digest(pe::authenticode_hash(kernel)?),
+        sections: sections.into_iter().map(section).collect(),
+        certificates: Vec::new(),
+    })
 }
 
 /// What is hashed before each block of the root: the same in every build.

@@ -4,6 +4,7 @@ mod connect;
 mod demands;
 mod explain;
 mod fetch;
+mod host;
 mod inspect;
 mod measure;
 mod source;
@@ -33,6 +34,7 @@ pub(crate) enum Attest {
     Connect(connect::Connect),
     /// Compute the launch measurement of given files, or of a release
     Measure(Box<measure::Measure>),
+    Host(Box<host::Host>),
     /// Search what was launched when a report's measurement is not the expected one: found (0) or not (1)
     Explain(explain::Explain),
 }
@@ -44,6 +46,7 @@ pub(crate) fn run(args: Attest) -> Result<Reply, Failure> {
         Attest::Verify(args) => verify::run(&args),
         Attest::Connect(args) => connect::run(&args),
         Attest::Measure(args) => measure::run(&args),
+        Attest::Host(args) => host::run(&args),
         Attest::Explain(args) => explain::run(&args),
     }
 }
