@@ -32,7 +32,6 @@ impl Heap {
         let (store, recent) = (self.writer.store.clone(), self.live.recent.clone());
         let mut history = store.history.write().unwrap_or_else(PoisonError::into_inner);
         let mut recent = recent.write();
-        let before = recent.len();
         let mut length = None;
         let mut done = 0;
         for change in changes {
@@ -68,7 +67,7 @@ impl Heap {
             }
             done += 1;
         }
-        self.recent += recent.len() - before;
+        self.recent += done;
         Ok(done)
     }
 

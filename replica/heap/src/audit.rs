@@ -75,10 +75,9 @@ impl Heap {
         }
         for recent in self.live.layers() {
             let recent = recent.read();
-            for ((space, _), versions) in recent.pages.iter() {
-                let all = versions.replaced().chain([versions.last()]);
-                all.filter_map(|one| one.some())
-                    .for_each(|one| visit(&Owner::Space(SpaceId(*space)), Ok(one)));
+            for entry in recent.pages.iter() {
+                let owner = Owner::Space(SpaceId(entry.page.0));
+                entry.reference.some().into_iter().for_each(|one| visit(&owner, Ok(one)));
             }
             for (key, versions) in &recent.metas {
                 for value in versions.replaced().chain([versions.last()]).flatten() {

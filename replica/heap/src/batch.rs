@@ -4,6 +4,8 @@ use std::borrow::Cow;
 
 use thiserror::Error;
 
+use crate::media::stream;
+
 /// Size of one page in bytes.
 pub const PAGE: usize = 4096;
 
@@ -53,6 +55,10 @@ impl<'a> Batch<'a> {
 
     /// Sets one page; the space is made, and grown with zero pages, as needed. A page of zeros takes no room.
     pub fn put_page(&mut self, space: SpaceId, page: u64, data: &'a Page) -> &mut Self {
+        if self.ops.is_empty() {
+            // The following ones are fetched while the one before is written.
+            stream::fetch(data);
+        }
         self.ops.push(Op::Page { space: space.0, page, data });
         self
     }

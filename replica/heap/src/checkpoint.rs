@@ -12,6 +12,9 @@ use super::seal::Key;
 use super::superblock::Superblock;
 use super::writer::Writer;
 
+/// Free slots that are worth a checkpoint.
+const LEAST_ROOM: u64 = 64;
+
 /// A checkpoint that is being written. Its trees do not change any more.
 pub(crate) struct Checkpoint {
     number: u64,
@@ -22,6 +25,8 @@ pub(crate) struct Checkpoint {
     next_trash: u64,
     /// Nodes to be written, at most.
     nodes: u64,
+    /// Nodes written.
+    written: u64,
 }
 
 impl Heap {
@@ -53,20 +58,25 @@ impl Heap {
     }
 
     /// The share of one commit in maintenance.
-    pub(crate) fn maintain_for(&mut self, logged: u64) -> Result<(), WriteError> {
+    pub(crate) fn maintain_for_commit(&mut self) -> Result<(), WriteError> {
         self.fold_some()?;
         if self.trash {
             self.free_trees(1)?;
         }
-        let ring = self.writer.store.geometry.ring;
         let slots = &self.writer.slots;
+        // A quarter of the ring, or of the free slots, from one checkpoint to the next, and the same for writing it.
+        let ring = self.writer.store.geometry.ring / 4;
+        let room = (slots.room / 4).max(LEAST_ROOM);
         match &self.checkpoint {
-            // So that it is complete before another quarter of the ring is written.
             Some(checkpoint) => {
-                let budget = 2 + checkpoint.nodes * logged / (ring / 4);
-                self.step_checkpoint(budget)
+                let logged = checkpoint.nodes * (self.log.head.at - checkpoint.log.at) / ring;
+                let taken = checkpoint.nodes * slots.taken / room;
+                self.step_checkpoint(2 + logged.max(taken).saturating_sub(checkpoint.written))
             }
-            None if self.log.used() > ring / 4 || slots.waiting() > slots.total() / 4 => {
+            None if self.log.used() > ring
+                || slots.taken > room
+                || slots.waiting() > slots.total() / 4 =>
+            {
                 self.begin_checkpoint()
             }
             None => Ok(()),
@@ -111,17 +121,20 @@ impl Heap {
             shares: self.writer.shares.stored.clone(),
             next_trash: self.next_trash,
             nodes,
+            written: 0,
         });
         Ok(())
     }
 
     fn step_checkpoint(&mut self, mut budget: u64) -> Result<(), WriteError> {
-        let Some(checkpoint) = self.checkpoint.take() else { return Ok(()) };
+        let Some(mut checkpoint) = self.checkpoint.take() else { return Ok(()) };
+        let before = budget;
         if self.writer.store_nodes(&checkpoint.catalog.root, &mut budget)?
             && self.writer.store_nodes(&checkpoint.shares.root, &mut budget)?
         {
             return self.finish_checkpoint(&checkpoint);
         }
+        checkpoint.written += before - budget;
         self.checkpoint = Some(checkpoint);
         Ok(())
     }

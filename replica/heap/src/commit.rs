@@ -52,7 +52,7 @@ impl Heap {
         record::encode(&changes, &mut payload);
         let epoch = self.live.epoch + 1;
         let Writer { store, nonces, .. } = &mut self.writer;
-        self.logged += self.log.write(store, nonces, (epoch, self.published.epoch), &payload)?;
+        self.log.write(store, nonces, (epoch, self.published.epoch), &payload)?;
         self.payload = payload;
         self.apply(epoch, &changes)?;
         self.changes = changes;

@@ -71,14 +71,19 @@ impl Heap {
             changes.lengths.iter().map(|(space, versions)| (*space, Some(*versions.last()))).collect();
         let mut pages: Vec<(u64, u64, Ref)> = Vec::with_capacity(changes.pages.len());
         let slots = &mut self.writer.slots;
-        for ((space, page), versions) in changes.pages.iter() {
-            if pages.last().is_none_or(|(last, ..)| last != space) {
-                spaces.entry(*space).or_default();
+        for entry in changes.pages.iter() {
+            let (space, page) = entry.page;
+            if entry.replaced {
+                entry.reference.some().into_iter().for_each(|one| slots.give(one.slot()));
+                continue;
             }
-            pages.push((*space, *page, *versions.last()));
-            versions.replaced().filter_map(|one| one.some()).for_each(|one| slots.give(one.slot()));
+            if pages.last().is_none_or(|(last, ..)| *last != space) {
+                spaces.entry(space).or_default();
+            }
+            pages.push((space, page, entry.reference));
         }
-        pages.sort_unstable_by_key(|(space, page, _)| (*space, *page));
+        // Stable: what commits brought is mostly in order already, and this sort looks for such runs.
+        pages.sort_by_key(|(space, page, _)| (*space, *page));
         let mut metas = Vec::with_capacity(changes.metas.len());
         for (key, versions) in &changes.metas {
             for replaced in versions.replaced() {

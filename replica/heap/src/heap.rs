@@ -31,7 +31,7 @@ pub struct Heap {
     pub(crate) published: View,
     /// Lengths of spaces with all that was submitted; `None`: there is no such space.
     pub(crate) lengths: Lengths,
-    /// Entries in the live view's recent changes.
+    /// Changes among the live view's recent ones.
     pub(crate) recent: usize,
     /// Earlier ones that the index is taking in.
     pub(crate) fold: Option<Fold>,
@@ -45,8 +45,6 @@ pub struct Heap {
     pub(crate) trash: bool,
     /// Watermark cell to be written next.
     pub(crate) cell: usize,
-    /// Bytes logged since the last step of maintenance.
-    pub(crate) logged: u64,
     poisoned: Option<String>,
     pub(crate) changes: Vec<Change>,
     pub(crate) payload: Vec<u8>,
@@ -136,7 +134,6 @@ impl Heap {
             next_trash: superblock.next_trash,
             trash: true,
             cell: 0,
-            logged: 0,
             poisoned: None,
             changes: Vec::new(),
             payload: Vec::new(),
@@ -166,8 +163,7 @@ impl Heap {
         self.usable()?;
         if self.live.epoch != self.published.epoch {
             self.make_durable().map_err(|error| self.poison(error))?;
-            let logged = std::mem::take(&mut self.logged);
-            self.maintain_for(logged).map_err(|error| self.poison(error))?;
+            self.maintain_for_commit().map_err(|error| self.poison(error))?;
         }
         Ok(self.published.epoch)
     }

@@ -49,6 +49,7 @@ mod checksum;
 mod commit;
 mod error;
 mod fold;
+mod free;
 mod heap;
 mod history;
 mod inspect;

@@ -1,8 +1,8 @@
 //! What was committed since the index last took it in: versions by epoch, shared by the writer and the
 //! snapshots, so that a commit changes no index node and a snapshot copies nothing.
 
-use std::collections::{BTreeMap, HashMap, hash_map};
-use std::hash::{BuildHasherDefault, Hasher};
+use std::collections::BTreeMap;
+use std::hash::Hasher;
 use std::sync::PoisonError;
 
 use super::block::Ref;
@@ -62,40 +62,89 @@ impl Hasher for Mix {
     }
 }
 
-/// Versions of pages, by space and number: a small table that finds them, and they themselves in a row.
+/// One page as of one commit: a cache line.
+pub(crate) struct Entry {
+    pub(crate) page: (u64, u64),
+    pub(crate) epoch: u64,
+    pub(crate) reference: Ref,
+    /// Number of the page's entry before this one; [`NO_ENTRY`] if there is none.
+    before: u32,
+    /// A later commit wrote the page again.
+    pub(crate) replaced: bool,
+}
+
+const NO_ENTRY: u32 = u32::MAX;
+
+/// Versions of pages in the order of their commits, and a table that finds the last one of each page. Its places are
+/// taken by a quarter at most, so that nearly each look-up meets one entry.
 #[derive(Default)]
 pub(crate) struct Pages {
-    places: HashMap<(u64, u64), u32, BuildHasherDefault<Mix>>,
-    entries: Vec<((u64, u64), Versions<Ref>)>,
+    table: Vec<u32>,
+    entries: Vec<Entry>,
 }
 
 impl Pages {
     pub(crate) fn push(&mut self, page: (u64, u64), epoch: u64, reference: Ref) {
+        if self.entries.len() * 4 >= self.table.len() {
+            self.grow();
+        }
         // As many as that do not fit into RAM.
-        let end = self.entries.len() as u32;
-        match self.places.entry(page) {
-            hash_map::Entry::Occupied(place) => {
-                if let Some((_, versions)) = self.entries.get_mut(*place.get() as usize) {
-                    versions.push(epoch, reference);
-                }
-            }
-            hash_map::Entry::Vacant(place) => {
-                place.insert(end);
-                self.entries.push((page, Versions::new(epoch, reference)));
-            }
+        let number = self.entries.len() as u32;
+        let place = self.place(&page);
+        let before = std::mem::replace(&mut self.table[place], number);
+        if let Some(entry) = self.entries.get_mut(before as usize) {
+            entry.replaced = true;
+        }
+        self.entries.push(Entry { page, epoch, reference, before, replaced: false });
+    }
+
+    /// Where the table names a page, or would.
+    fn place(&self, page: &(u64, u64)) -> usize {
+        let mut hasher = Mix::default();
+        hasher.write_u64(page.0);
+        hasher.write_u64(page.1);
+        let mask = self.table.len() - 1;
+        let mut place = hasher.finish() as usize & mask;
+        while let Some(entry) = self.entries.get(self.table[place] as usize)
+            && entry.page != *page
+        {
+            place = (place + 1) & mask;
+        }
+        place
+    }
+
+    fn grow(&mut self) {
+        self.table = vec![NO_ENTRY; (self.table.len() * 2).max(1024)];
+        for number in 0..self.entries.len() {
+            let place = self.place(&self.entries[number].page);
+            self.table[place] = number as u32;
         }
     }
 
-    pub(crate) fn get(&self, page: &(u64, u64)) -> Option<&Versions<Ref>> {
-        self.entries.get(*self.places.get(page)? as usize).map(|(_, versions)| versions)
+    /// What a page was at an epoch; `None` if that does not stand here.
+    pub(crate) fn at(&self, page: &(u64, u64), epoch: u64) -> Option<Ref> {
+        let mut number = if self.table.is_empty() { NO_ENTRY } else { self.table[self.place(page)] };
+        while let Some(entry) = self.entries.get(number as usize) {
+            if entry.epoch <= epoch {
+                return Some(entry.reference);
+            }
+            number = entry.before;
+        }
+        None
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = &((u64, u64), Versions<Ref>)> {
+    /// All of them, in the order of their commits.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.iter()
     }
 
     pub(crate) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    fn clear(&mut self) {
+        self.table.fill(NO_ENTRY);
+        self.entries.clear();
     }
 }
 
@@ -105,12 +154,6 @@ pub(crate) struct Changes {
     /// Lengths of spaces that grew.
     pub(crate) lengths: BTreeMap<u64, Versions<u64>>,
     pub(crate) metas: BTreeMap<Vec<u8>, Versions<Option<Meta>>>,
-}
-
-impl Changes {
-    pub(crate) fn len(&self) -> usize {
-        self.pages.len() + self.lengths.len() + self.metas.len()
-    }
 }
 
 #[derive(Default)]
@@ -124,8 +167,7 @@ impl Recent {
     /// The same place, empty.
     pub(crate) fn cleared(self) -> Self {
         let mut changes = self.0.into_inner().unwrap_or_else(PoisonError::into_inner);
-        changes.pages.places.clear();
-        changes.pages.entries.clear();
+        changes.pages.clear();
         changes.lengths.clear();
         changes.metas.clear();
         Self(RwLock::new(changes))

@@ -38,13 +38,14 @@ pub(crate) fn encode(changes: &[Change], out: &mut Vec<u8>) {
                 taken = rest.iter().take(RUN).zip(*page..).take_while(|(change, expected)| {
                     matches!(change, Change::Page { space: other, page, .. } if other == space && page == expected)
                 }).count();
-                out.push(1);
-                out.extend(space.to_le_bytes());
-                out.extend(page.to_le_bytes());
-                out.extend((taken as u16).to_le_bytes());
+                let mut head = [1; 19];
+                head[1..9].copy_from_slice(&space.to_le_bytes());
+                head[9..17].copy_from_slice(&page.to_le_bytes());
+                head[17..].copy_from_slice(&(taken as u16).to_le_bytes());
+                out.extend_from_slice(&head);
                 for change in &rest[..taken] {
                     if let Change::Page { reference, .. } = change {
-                        out.extend(reference.encode());
+                        out.extend_from_slice(&reference.encode());
                     }
                 }
             }

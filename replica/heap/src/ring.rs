@@ -70,8 +70,7 @@ impl Log {
         nonces: &mut Nonces,
         (epoch, durable): (u64, u64),
         payload: &[u8],
-    ) -> Result<u64, WriteError> {
-        let before = self.head.at;
+    ) -> Result<(), WriteError> {
         let mut parts = payload.chunks(most_payload(&store.geometry)).peekable();
         let mut part: &[u8] = parts.next().unwrap_or_default();
         loop {
@@ -79,7 +78,7 @@ impl Log {
             self.write_frame(store, nonces, (epoch, durable, last), part)?;
             match parts.next() {
                 Some(next) => part = next,
-                None => return Ok(self.head.at - before),
+                None => return Ok(()),
             }
         }
     }

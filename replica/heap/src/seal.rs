@@ -20,7 +20,8 @@ use super::batch::Page;
 use super::block::Ref;
 use super::checksum::{crc, page_sum};
 use super::error::WriteError;
-use crate::media::Media;
+use super::mutants::{self, Mutant};
+use crate::media::{Media, stream};
 
 /// An AES-256-GCM tag; on a plain heap a block's checksum, or a CRC-64 and zeros.
 pub(crate) type Tag = [u8; 16];
@@ -98,7 +99,7 @@ impl Key {
 
     pub(crate) fn verify(&self, bytes: &[u8], mac: &[u8]) -> bool {
         match &self.0 {
-            Protection::Plain => self.sign(bytes) == mac,
+            Protection::Plain => self.sign(bytes) == mac || mutants::on(Mutant::ChecksumsIgnored),
             Protection::Sealed(wrapping) => hmac::verify(&wrapping.mac, bytes, mac).is_ok(),
         }
     }
@@ -226,7 +227,7 @@ impl Nonces {
         nonce[..8].copy_from_slice(&self.prefix);
         nonce[8..].copy_from_slice(&self.next.to_le_bytes());
         match self.next.checked_add(1) {
-            _ if super::mutants::on(super::mutants::Mutant::NonceNotAdvanced) => {}
+            _ if mutants::on(Mutant::NonceNotAdvanced) => {}
             Some(next) => self.next = next,
             None => *self = Self::new()?,
         }
@@ -256,8 +257,9 @@ impl Sealer {
             Some(key) => {
                 let nonce = nonces.next()?;
                 let mut sealed = *data;
+                stream::fetch(next);
                 let tag = seal_with(key, nonce, &[], &mut sealed)?;
-                media.write_page(offset, &sealed, next)?;
+                media.write(offset, &sealed)?;
                 Ok((nonce, tag))
             }
         }
@@ -267,7 +269,7 @@ impl Sealer {
     #[must_use]
     pub(crate) fn open_block(&self, reference: &Ref, block: &mut Page) -> bool {
         match &self.0 {
-            None => page_sum(block) == *reference.tag(),
+            None => page_sum(block) == *reference.tag() || mutants::on(Mutant::ChecksumsIgnored),
             Some(key) => {
                 let tag = ring::aead::Tag::from(*reference.tag());
                 let nonce = Nonce::assume_unique_for_key(*reference.nonce());
@@ -296,7 +298,7 @@ impl Sealer {
     #[must_use]
     pub(crate) fn open_record(&self, nonce: NonceBytes, bytes: &mut [u8], from: usize, tag: &Tag) -> bool {
         match &self.0 {
-            None => crc_tag(bytes) == *tag,
+            None => crc_tag(bytes) == *tag || mutants::on(Mutant::ChecksumsIgnored),
             Some(key) => {
                 let (aad, payload) = bytes.split_at_mut(from);
                 let tag = ring::aead::Tag::from(*tag);

@@ -55,6 +55,9 @@ pub(crate) struct Slots {
     old_blocks: Vec<(u32, u64)>,
     /// List blocks of the last checkpoint that hold what is in RAM.
     scratch_blocks: Vec<u32>,
+    /// Slots taken since the last checkpoint began, and how many could be taken then.
+    pub(crate) taken: u64,
+    pub(crate) room: u64,
     /// The present moment.
     pub(crate) moment: u64,
     /// Checkpoints begun.
@@ -76,6 +79,8 @@ impl Slots {
             reserved: Vec::new(),
             old_blocks: Vec::new(),
             scratch_blocks: Vec::new(),
+            taken: 0,
+            room: list.listed + u64::from(total.saturating_sub(list.fresh)),
             moment: 0,
             freezes: 1,
             durable: 1,
@@ -124,6 +129,7 @@ impl Slots {
     }
 
     pub(crate) fn take(&mut self, store: &Store) -> Result<u32, WriteError> {
+        self.taken += 1;
         loop {
             if let Some(slot) = self.free.take() {
                 return Ok(slot);
@@ -291,6 +297,7 @@ impl Slots {
     /// Begins a checkpoint; its number.
     pub(crate) fn freeze(&mut self) -> u64 {
         self.freezes += 1;
+        (self.taken, self.room) = (0, self.available());
         self.reserved.clear();
         self.freezes
     }

@@ -67,9 +67,7 @@ impl Snapshot {
     pub(crate) fn locate(&self, space: u64, page: u64) -> Result<Option<Ref>, ReadError> {
         let view = &self.0.view;
         for recent in view.layers() {
-            if let Some(versions) = recent.read().pages.get(&(space, page))
-                && let Some(reference) = versions.at(view.epoch)
-            {
+            if let Some(reference) = recent.read().pages.at(&(space, page), view.epoch) {
                 return Ok(reference.some());
             }
         }
@@ -133,12 +131,10 @@ impl Snapshot {
         let view = &self.0.view;
         let mut recent = BTreeMap::new();
         for layer in view.layers().rev() {
-            for ((of, page), versions) in layer.read().pages.iter() {
-                if *of == space
-                    && *page >= from
-                    && let Some(reference) = versions.at(view.epoch)
-                {
-                    recent.insert(*page, *reference);
+            for entry in layer.read().pages.iter().take_while(|entry| entry.epoch <= view.epoch) {
+                let (of, page) = entry.page;
+                if of == space && page >= from {
+                    recent.insert(page, entry.reference);
                 }
             }
         }

@@ -198,3 +198,35 @@ pub(crate) fn parse_watermark(sealer: &Sealer, cell: &[u8; WATERMARK]) -> Option
     let (epoch, nonce) = (parts.u64()?, parts.array()?);
     sealer.open_record(nonce, &mut signed, 20, &tag).then_some(epoch)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use super::*;
+    use crate::block::SUPERBLOCKS;
+    use crate::{Heap, MemMedia, OpenError, OpenOptions};
+
+    /// A newer program may have begun to convert the medium, so one new copy is enough to refuse it.
+    #[test]
+    fn a_newer_version_is_refused_even_beside_an_older_copy() {
+        for key in [Key::plain(), Key::new([7; 32])] {
+            for copy in SUPERBLOCKS {
+                let media = MemMedia::new(1 << 20);
+                let options = OpenOptions { create: true, ..OpenOptions::default() };
+                drop(Heap::open(Box::new(media.clone()), &key, &options).unwrap());
+                media.with_bytes(|bytes| {
+                    let bytes = &mut bytes[copy as usize..][..SUPERBLOCK];
+                    bytes[16..20].copy_from_slice(&(FORMAT_VERSION + 1).to_le_bytes());
+                    let mac = key.sign(&bytes[..SIGNED]);
+                    bytes[SIGNED..].copy_from_slice(&mac);
+                });
+                let refused = Heap::open(Box::new(media), &key, &options).unwrap_err();
+                let expected = FORMAT_VERSION + 1;
+                assert!(
+                    matches!(refused, OpenError::UnknownVersion { found } if found == expected),
+                    "{refused}"
+                );
+            }
+        }
+    }
+}

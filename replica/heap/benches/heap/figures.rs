@@ -8,7 +8,8 @@ use serde_json::Value;
 use crate::reference::{Aead, Destination};
 use crate::{Failure, Scratch, clock, median, row};
 
-type Measure = fn(&mut Vec<Value>) -> Result<(), Failure>;
+/// Measures figures whose name contains a word, or that the word names more closely.
+type Measure = fn(&str, &mut Vec<Value>) -> Result<(), Failure>;
 
 /// All of them, by name.
 pub(crate) const ALL: [(&str, Measure); 3] =
@@ -18,6 +19,8 @@ const SHARED: &str = "/dev/shm";
 /// Pages of the memory that is committed; 256 MiB, far above the caches.
 const MEMORY: usize = 1 << 16;
 const MEDIUM: usize = 1 << 30;
+/// Pages of a commit.
+const SIZES: [usize; 4] = [1, 10, 100, 1000];
 const ROUNDS: usize = 31;
 
 /// XorShift64.
@@ -57,13 +60,19 @@ fn commit(heap: &mut Heap, memory: &[Page], pages: &[usize]) -> Result<(), Failu
     Ok(())
 }
 
-fn commits(rows: &mut Vec<Value>) -> Result<(), Failure> {
+fn commits(only: &str, rows: &mut Vec<Value>) -> Result<(), Failure> {
     let memory = memory();
     let scratch = Scratch::new(Path::new(SHARED), "reference");
     let mut destination = Destination::new(&scratch.0, MEDIUM)?;
     let mut aead = Aead::new()?;
     let mut random = Random(88_172_645_463_325_252);
     for (key, name) in [(Key::plain(), "plain"), (Key::new([7; 32]), "sealed")] {
+        let figure = |pages: usize| format!("commit of {pages} pages, {name}");
+        let chosen = SIZES.map(|pages| (pages, figure(pages))).into_iter();
+        let chosen: Vec<_> = chosen.filter(|(_, figure)| figure.contains(only)).collect();
+        if chosen.is_empty() {
+            continue;
+        }
         let scratch = Scratch::new(Path::new(SHARED), name);
         let mut heap = create(shared(&scratch.0, MEDIUM)?, &key)?;
         // Around the medium, so that slots are reused and checkpoints come as they do later.
@@ -71,7 +80,7 @@ fn commits(rows: &mut Vec<Value>) -> Result<(), Failure> {
         for _ in 0..2 * MEDIUM / PAGE / MEMORY {
             all.chunks(1000).try_for_each(|pages| commit(&mut heap, &memory, pages))?;
         }
-        for pages in [1, 10, 100, 1000] {
+        for (pages, figure) in chosen {
             let (mut ours, mut copies, mut seals) = (Vec::new(), Vec::new(), Vec::new());
             let commits = 20_000 / pages;
             for _ in 0..ROUNDS {
@@ -98,10 +107,9 @@ fn commits(rows: &mut Vec<Value>) -> Result<(), Failure> {
             }
             let (ours, copy) = (median(&mut ours), median(&mut copies));
             rows.push(if name == "plain" {
-                row(format!("commit of {pages} pages, plain / memcpy"), ours, copy, 1.0)
+                row(figure + " / memcpy", ours, copy, 1.0)
             } else {
-                let figure = format!("commit of {pages} pages, sealed / memcpy + AEAD");
-                row(figure, ours, copy + median(&mut seals), 1.2)
+                row(figure + " / memcpy + AEAD", ours, copy + median(&mut seals), 1.2)
             });
         }
     }
@@ -109,7 +117,7 @@ fn commits(rows: &mut Vec<Value>) -> Result<(), Failure> {
 }
 
 /// The root of 1000 pages that changed, of a memory of 256 MiB, beside hashing each of them.
-fn merkle(rows: &mut Vec<Value>) -> Result<(), Failure> {
+fn merkle(_: &str, rows: &mut Vec<Value>) -> Result<(), Failure> {
     let memory = memory();
     let scratch = Scratch::new(Path::new(SHARED), "merkle");
     let mut heap = create(shared(&scratch.0, MEDIUM)?, &Key::new([7; 32]))?;
@@ -144,7 +152,7 @@ fn merkle(rows: &mut Vec<Value>) -> Result<(), Failure> {
 
 /// Opening a heap that holds 16 GiB and one that holds 16 MiB, in files, after equally many commits since the last
 /// checkpoint. Wall time, since most of it is waiting for the disk.
-fn recovery(rows: &mut Vec<Value>) -> Result<(), Failure> {
+fn recovery(_: &str, rows: &mut Vec<Value>) -> Result<(), Failure> {
     let directory = std::env::var_os("HEAP_BENCH_DIR").map_or_else(std::env::temp_dir, Into::into);
     let memory = memory();
     let mut seconds = Vec::new();

@@ -79,12 +79,6 @@ impl Media for BarMedia {
         Ok(())
     }
 
-    fn write_page(&self, offset: u64, page: &Page, next: &Page) -> Result<(), MediaError> {
-        let range = lines("write the BAR", self.mapping.len(), offset, page.len())?;
-        self.mapping.write_page(range.start, page, next);
-        Ok(())
-    }
-
     fn write_page_summed(&self, offset: u64, page: &Page, next: &Page) -> Result<PageSum, MediaError> {
         let range = lines("write the BAR", self.mapping.len(), offset, page.len())?;
         Ok(self.mapping.write_page_summed(range.start, page, next))

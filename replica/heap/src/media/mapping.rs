@@ -103,39 +103,22 @@ impl Mapping {
             "write within the mapping"
         );
         assert!(offset.is_multiple_of(LINE) && bytes.len().is_multiple_of(LINE), "write whole cache lines");
-        for (index, line) in bytes.as_chunks::<LINE>().0.iter().enumerate() {
-            // SAFETY: the line lies within the mapping (asserted above) and is aligned to 64 bytes, since the
-            // mapping is page aligned and the offset is a multiple of 64.
-            unsafe { stream::line(self.start.add(offset + index * LINE), line) };
-        }
+        // SAFETY: the bytes lie within the mapping (asserted above) and are aligned to 64, since the mapping is page
+        // aligned and the offset is a multiple of 64.
+        unsafe { stream::lines(self.start.add(offset), bytes) };
     }
 
-    /// Streams a page into the mapping and fetches the next meanwhile.
-    ///
-    /// # Panics
-    /// If the range is not within the mapping, or not on whole cache lines.
-    pub(super) fn write_page(&self, offset: usize, page: &Page, next: &Page) {
-        // SAFETY: checked there.
-        unsafe { stream::page(self.place(offset), page, next) }
-    }
-
-    /// The same, and gives the page's checksum.
+    /// Streams a page into the mapping, fetches the next meanwhile, and gives the page's checksum.
     ///
     /// # Panics
     /// If the range is not within the mapping, or not on whole cache lines.
     pub(super) fn write_page_summed(&self, offset: usize, page: &Page, next: &Page) -> PageSum {
-        // SAFETY: checked there.
-        unsafe { stream::page_summed(self.place(offset), page, next) }
-    }
-
-    /// The address of a page: within the mapping, and aligned to 64.
-    fn place(&self, offset: usize) -> NonNull<u8> {
         assert!(
             offset.checked_add(PAGE).is_some_and(|end| end <= self.length) && offset.is_multiple_of(LINE),
             "a page within the mapping, on whole cache lines"
         );
-        // SAFETY: within the mapping, by the assertion.
-        unsafe { self.start.add(offset) }
+        // SAFETY: the page lies within the mapping (asserted above) and is aligned to 64, as in `write`.
+        unsafe { stream::page_summed(self.start.add(offset), page, next) }
     }
 
     /// Orders and drains all earlier stores.
@@ -217,7 +200,7 @@ mod tests {
     fn pages_are_written_with_their_sum() {
         let mapping = mapping();
         let (one, other) = (bytes::<PAGE>(4), bytes::<PAGE>(5));
-        mapping.write_page(0, &one, &other);
+        mapping.write(0, &one);
         assert_eq!(mapping.write_page_summed(LENGTH - PAGE, &other, &other), page_sum(&other));
         for (offset, page) in [(0, one), (PAGE, [0; PAGE]), (LENGTH - PAGE, other)] {
             let mut found = [0xff; PAGE];
@@ -238,7 +221,7 @@ mod tests {
         }
         refused(&|| mapping.write(0, &line[..8]));
         for offset in [LENGTH - LINE, 8, usize::MAX - 63] {
-            refused(&|| mapping.write_page(offset, &page, &page));
+            refused(&|| mapping.write(offset, &page));
             refused(&|| assert_eq!(mapping.write_page_summed(offset, &page, &page), [0; 16]));
         }
         let mut found = [0xff; LENGTH];

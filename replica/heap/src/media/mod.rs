@@ -94,15 +94,11 @@ pub trait Media: Send + Sync {
     /// Writes bytes; offset and length are multiples of 64.
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<(), MediaError>;
 
-    /// Writes a page; `next` will be written after it, so a medium in memory may fetch that meanwhile.
-    fn write_page(&self, offset: u64, page: &Page, next: &Page) -> Result<(), MediaError> {
-        let _ = next;
-        self.write(offset, page)
-    }
-
-    /// The same, and gives the page's checksum: [`page_sum`].
+    /// Writes a page and gives its checksum: [`page_sum`]. `next` will be written after it, so a medium in memory may
+    /// fetch that meanwhile.
     fn write_page_summed(&self, offset: u64, page: &Page, next: &Page) -> Result<PageSum, MediaError> {
-        self.write_page(offset, page, next)?;
+        let _ = next;
+        self.write(offset, page)?;
         Ok(page_sum(page))
     }
 

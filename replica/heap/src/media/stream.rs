@@ -22,57 +22,58 @@ pub(crate) fn sum(page: &Page) -> Option<PageSum> {
     None
 }
 
-/// Streams one cache line.
+/// Has a page fetched into the cache, which takes place beside whatever is computed meanwhile.
+pub(crate) fn fetch(page: &Page) {
+    page.as_chunks::<LINE>().0.iter().for_each(|line| fetch_line(line.as_ptr()));
+}
+
+/// Streams whole cache lines.
 ///
 /// # Safety
-/// `to` points at 64 writable bytes, aligned to 64.
-pub(super) unsafe fn line(to: NonNull<u8>, line: &[u8; LINE]) {
+/// `to` points at as many writable bytes as there are, aligned to 64.
+pub(super) unsafe fn lines(to: NonNull<u8>, bytes: &[u8]) {
+    let lines = bytes.as_chunks::<LINE>().0;
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: the caller vouches for `to`.
+    // SAFETY: the caller vouches for `to`; the processor has what is called.
     unsafe {
-        x86::line(to, line);
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            x86::lines_wide(to, lines);
+        } else {
+            x86::lines(to, lines);
+        }
     }
     #[cfg(any(not(target_arch = "x86_64"), miri))]
-    for (index, word) in line.as_chunks::<8>().0.iter().enumerate() {
-        // SAFETY: within the 64 bytes that the caller vouches for, and aligned to 8.
+    for (index, word) in lines.as_flattened().as_chunks::<8>().0.iter().enumerate() {
+        // SAFETY: within the bytes that the caller vouches for, and aligned to 8.
         unsafe { to.add(index * 8).cast::<u64>().write_volatile(u64::from_ne_bytes(*word)) };
     }
 }
 
-/// Streams a page, and fetches `next` meanwhile.
-///
-/// # Safety
-/// `to` points at 4096 writable bytes, aligned to 64.
-pub(super) unsafe fn page(to: NonNull<u8>, page: &Page, next: &Page) {
-    let lines = page.as_chunks::<LINE>().0.iter().zip(next.as_chunks::<LINE>().0);
-    for (index, (from, ahead)) in lines.enumerate() {
-        fetch(ahead);
-        // SAFETY: a line within the page that the caller vouches for.
-        unsafe { line(to.add(index * LINE), from) };
-    }
-}
-
-/// The same, and gives the page's checksum.
+/// Streams a page, fetches `next` meanwhile, and gives the page's checksum.
 ///
 /// # Safety
 /// `to` points at 4096 writable bytes, aligned to 64.
 pub(super) unsafe fn page_summed(to: NonNull<u8>, from: &Page, next: &Page) -> PageSum {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if std::arch::is_x86_feature_detected!("sse4.2") {
-        // SAFETY: the processor has SSE4.2, and the caller vouches for `to`.
-        return unsafe { x86::page_summed(to, from, next) };
+        let wide = std::arch::is_x86_feature_detected!("avx512f");
+        // SAFETY: the processor has what is called, and the caller vouches for `to`.
+        return unsafe {
+            if wide { x86::page_summed_wide(to, from, next) } else { x86::page_summed(to, from, next) }
+        };
     }
+    fetch(next);
     // SAFETY: the caller vouches for `to`.
-    unsafe { page(to, from, next) };
+    unsafe { lines(to, from) };
     checksum::page_sum_portable(from)
 }
 
 #[inline(always)]
-fn fetch(line: &[u8; LINE]) {
+fn fetch_line(line: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
-    // SAFETY: fetching into the cache reads nothing that the program sees; SSE is part of x86-64.
+    // SAFETY: fetching into the cache reads nothing that the program sees and faults nowhere; SSE is part of x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
     }
     #[cfg(any(not(target_arch = "x86_64"), miri))]
     let _ = line;
@@ -80,13 +81,17 @@ fn fetch(line: &[u8; LINE]) {
 
 #[cfg(all(target_arch = "x86_64", not(miri)))]
 mod x86 {
-    use super::{LINE, NonNull, Page, PageSum, checksum, fetch};
-    use std::arch::x86_64::{_mm_crc32_u64, _mm_loadu_si128, _mm_stream_si128};
+    use super::{LINE, NonNull, Page, PageSum, checksum, fetch_line};
+    use std::arch::x86_64::{
+        _mm_crc32_u64, _mm_loadu_si128, _mm_stream_si128, _mm512_loadu_si512, _mm512_stream_si512,
+    };
+
+    type Line = [u8; LINE];
 
     /// # Safety
     /// `to` points at 64 writable bytes, aligned to 64.
     #[inline(always)]
-    pub(super) unsafe fn line(to: NonNull<u8>, line: &[u8; LINE]) {
+    unsafe fn line(to: NonNull<u8>, line: &Line) {
         // All loads first: a store that waits for its load would hold the line's buffer.
         let from = line.as_chunks::<16>().0;
         let parts: [_; LINE / 16] = std::array::from_fn(|index| {
@@ -99,9 +104,37 @@ mod x86 {
         }
     }
 
+    /// # Safety
+    /// `to` points at 64 writable bytes, aligned to 64.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn line_wide(to: NonNull<u8>, line: &Line) {
+        // SAFETY: the source is 64 bytes long, and the caller vouches for `to`.
+        unsafe { _mm512_stream_si512(to.cast().as_ptr(), _mm512_loadu_si512(line.as_ptr().cast())) };
+    }
+
+    /// # Safety
+    /// `to` points at as many writable lines, aligned to 64.
+    pub(super) unsafe fn lines(to: NonNull<u8>, from: &[Line]) {
+        for (index, from) in from.iter().enumerate() {
+            // SAFETY: the caller vouches for it.
+            unsafe { line(to.add(index * LINE), from) };
+        }
+    }
+
+    /// # Safety
+    /// `to` points at as many writable lines, aligned to 64.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn lines_wide(to: NonNull<u8>, from: &[Line]) {
+        for (index, from) in from.iter().enumerate() {
+            // SAFETY: the caller vouches for it.
+            unsafe { line_wide(to.add(index * LINE), from) };
+        }
+    }
+
     #[target_feature(enable = "sse4.2")]
     #[inline]
-    fn add(chains: &mut [u64; checksum::CHAINS], line: &[u8; LINE]) {
+    fn add(chains: &mut [u64; checksum::CHAINS], line: &Line) {
         for words in line.as_chunks::<{ 8 * checksum::CHAINS }>().0 {
             for (chain, word) in chains.iter_mut().zip(words.as_chunks::<8>().0) {
                 *chain = _mm_crc32_u64(*chain, u64::from_le_bytes(*word));
@@ -129,10 +162,25 @@ mod x86 {
         let mut chains = START;
         let lines = from.as_chunks::<LINE>().0.iter().zip(next.as_chunks::<LINE>().0);
         for (index, (from, ahead)) in lines.enumerate() {
-            fetch(ahead);
+            fetch_line(ahead.as_ptr());
             add(&mut chains, from);
             // SAFETY: a line within the page that the caller vouches for.
             unsafe { line(to.add(index * LINE), from) };
+        }
+        end(chains)
+    }
+
+    /// # Safety
+    /// `to` points at 4096 writable bytes, aligned to 64.
+    #[target_feature(enable = "sse4.2,avx512f")]
+    pub(super) unsafe fn page_summed_wide(to: NonNull<u8>, from: &Page, next: &Page) -> PageSum {
+        let mut chains = START;
+        let lines = from.as_chunks::<LINE>().0.iter().zip(next.as_chunks::<LINE>().0);
+        for (index, (from, ahead)) in lines.enumerate() {
+            fetch_line(ahead.as_ptr());
+            add(&mut chains, from);
+            // SAFETY: a line within the page that the caller vouches for.
+            unsafe { line_wide(to.add(index * LINE), from) };
         }
         end(chains)
     }
