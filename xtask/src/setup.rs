@@ -34,6 +34,7 @@ pub(crate) const FOR_UP: &[&Need] = &[
 pub(crate) const FOR_TEST: &[&Need] = &[
     &need("chromium", &["chromium"], "reads the status page"),
     &need("cpio", &["cpio"], "oracle for the initrd"),
+    &need("nft", &["nftables"], "oracle for the firewall"),
     &need("disorderfs", &["disorderfs"], "shuffles files for the double build"),
     &need("openssl", &["openssl"], "oracle for TLS"),
     &need("fsck.fat", &["dosfstools"], "oracle for the boot partition"),
@@ -55,6 +56,8 @@ pub(crate) const FOR_BENCH: &[&Need] = &[
     &need("curl", &["curl"], "asks the node for its first answer"),
     &need("mmdebstrap", &["mmdebstrap"], "builds the reference system"),
     &need("mke2fs", &["e2fsprogs"], "builds the reference system's disk"),
+    &need("/bin/busybox", &["busybox-static"], "is the first program of the host's reference"),
+    &need("objcopy", &["binutils"], "takes the kernel out of the host's image"),
 ];
 
 /// What recording hardware probes needs.

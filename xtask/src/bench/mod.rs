@@ -4,6 +4,7 @@ mod attest;
 mod boot;
 mod execution;
 mod heap;
+mod host;
 mod image;
 mod measure;
 mod plot;
@@ -42,6 +43,8 @@ enum Name {
     Boot,
     /// The heap, execution on it, and other embedded stores
     Heap,
+    /// Memory of the host's agent, time to the guest's launch, flashing, open ports
+    Host,
     /// Building the images: times and sizes
     Image,
 }
@@ -55,6 +58,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         }
         Name::Boot => boot::measure(options.consent, options.runs)?,
         Name::Heap => heap::measure(options.docs)?,
+        Name::Host => host::measure(options.consent, options.runs)?,
         Name::Image => image::measure(options.consent, options.full, options.runs)?,
     };
     table.print(options.json)
