@@ -5,6 +5,11 @@
 
 use crate::attest::{Expectations, Pin, chain, fetch_and_verify};
 use crate::check::{CheckError, Checked, Options, check};
+use crate::confine::{
+    Level, Plan, THREADS,
+    cgroup::{self, Limits},
+    find_program, launcher,
+};
 use crate::guest::{Guest, Report, Reporter, Reports, SpawnError, Welcome, channels};
 use crate::http::{Shared, router};
 use crate::launch::Launch;
@@ -16,6 +21,7 @@ use crate::qmp::Notice;
 use crate::samples::{self, CpuTime, Sample};
 use crate::status::{AttestedStatus, OperatorStatus, ReasonStatus, ReleaseStatus, Status};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -114,6 +120,7 @@ pub async fn run(
     tokio::spawn(watch_host(shared.clone()));
     if let Some(power) = options.power.clone() {
         tokio::spawn(power.beat(ports.status));
+        crate::system::start(shared.clone());
     }
     let operator = serve_operators(&options, &node, shared.clone()).await?;
     shared.update(|status| status.operator = operator);
@@ -207,6 +214,8 @@ fn first_status(ports: Ports, memory_mib: u32) -> Status {
         accel: None,
         accel_reason: String::new(),
         memory_mib,
+        confinement: Vec::new(),
+        system: None,
         operator: None,
         hardware: None,
         sample: Sample::default(),
@@ -450,9 +459,12 @@ impl Agent {
             https_port: self.guest_address.port(),
             channels,
         };
+        let qemu = find_program(&options.qemu);
+        let plan = self.confine(options, &qemu, &launch);
         let mut guest = Guest::spawn(
-            &options.qemu,
+            &qemu,
             &launch,
+            &plan,
             ends,
             &node.console_log(),
             Welcome { config: checked.config.clone(), certificates: connected.certificates },
@@ -463,6 +475,33 @@ impl Agent {
         tracing::info!(pid = guest.pid(), launch = self.number, "QEMU runs");
         self.guest = Some(guest);
         Ok(())
+    }
+}
+
+impl Agent {
+    /// What QEMU may do, with a control group where there can be one; shown in the status.
+    fn confine(&self, options: &Options, qemu: &Path, launch: &Launch) -> Plan {
+        let level = options.confinement;
+        let group = match level {
+            Level::Full => {
+                let vcpus = u64::from(launch.measured.vcpus);
+                let limits = Limits {
+                    // The page cache of NVRAM and disk counts too, and the translator's code.
+                    memory: (u64::from(launch.memory_mib) << 20) + launch.nvram_bytes + (1 << 30),
+                    processes: THREADS + vcpus,
+                    processors: vcpus + 1,
+                };
+                let name = format!("redoubt-guest-{}", std::process::id());
+                cgroup::make(Path::new(cgroup::ROOT), &name, &limits)
+                    .map_err(|error| tracing::warn!(%error, "QEMU gets no control group"))
+                    .ok()
+            }
+            Level::Process | Level::Off => None,
+        };
+        let plan = Plan::new(level, qemu, launch, group);
+        let measures = plan.measures(launcher::landlock(), nix::unistd::Uid::effective().is_root());
+        self.shared.update(|status| status.confinement = measures);
+        plan
     }
 }
 

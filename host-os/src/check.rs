@@ -6,6 +6,7 @@ use crate::accel;
 use crate::attest::Expectations;
 use crate::bundle::{self, CheckedRelease, ReleaseError, ReleaseFiles, RootSource};
 use crate::config::{ConfigText, virtual_guest};
+use crate::confine::Level;
 use crate::launch::EncryptionError;
 use crate::machine::Policy;
 use crate::node::{NodeDir, NodeDirError, NodeLock};
@@ -43,6 +44,8 @@ pub struct Options {
     pub ignore_hardware: Vec<String>,
     /// When to lose patience.
     pub policy: Policy,
+    /// How far QEMU is confined.
+    pub confinement: Level,
     /// The line to PID 1 of the machine; `None` where the agent is an ordinary process.
     pub power: Option<crate::power::Power>,
 }

@@ -5,6 +5,7 @@ use crate::agent::{self, AgentError};
 use crate::attest::{chain, unix_time};
 use crate::bundle::RootSource;
 use crate::check::{CheckError, Options, PortChoice};
+use crate::confine::Level;
 use crate::console::{LIMIT, RotatingFile};
 use crate::machine::Policy;
 use crate::node::{AgentRecord, End, NodeDir, NodeDirError, Ports};
@@ -103,6 +104,9 @@ pub struct GuestArgs {
     /// How to execute the guest
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     pub accel: AccelArg,
+    /// How far to confine QEMU [default: process; full under PID 1 of a host]
+    #[arg(long, value_enum, value_name = "LEVEL")]
+    pub confinement: Option<ConfinementArg>,
     /// The QEMU program
     #[arg(long, value_name = "PROGRAM", default_value = "qemu-system-x86_64")]
     pub qemu: PathBuf,
@@ -118,6 +122,18 @@ pub enum ProfileArg {
     Production,
     /// Virtual nodes with a simulated secure processor
     Virtual,
+}
+
+/// See [`Level`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum ConfinementArg {
+    /// Own user, namespaces and control group, and all of `process`; needs root
+    Full,
+    /// Its own files and port only, no capabilities, no new privileges
+    Process,
+    /// Not at all; for tests
+    #[value(hide = true)]
+    Off,
 }
 
 /// See [`Choice`].
@@ -185,6 +201,9 @@ impl GuestArgs {
         if let Some(accel) = self.accel.to_possible_value() {
             option("--accel", accel.get_name().into());
         }
+        if let Some(level) = self.confinement.and_then(|level| level.to_possible_value()) {
+            option("--confinement", level.get_name().into());
+        }
         option("--qemu", self.qemu.clone().into());
         for check in &self.ignore_hardware {
             option("--ignore-hardware", check.into());
@@ -220,6 +239,11 @@ impl GuestArgs {
             qemu: guest.qemu.clone(),
             ignore_hardware: guest.ignore_hardware.clone(),
             policy: Policy::default(),
+            confinement: match guest.confinement {
+                Some(ConfinementArg::Full) => Level::Full,
+                Some(ConfinementArg::Process) | None => Level::Process,
+                Some(ConfinementArg::Off) => Level::Off,
+            },
             power: None,
         }
     }
@@ -319,6 +343,7 @@ fn start(
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(AgentError::Runtime)?;
     let mut options = args.options();
     if args.under_pid1 {
+        options.confinement = Level::Full;
         options.power = Some(crate::power::Power::of_agent().map_err(AgentError::Pid1)?);
     }
     let result = runtime.block_on(agent::run(options, node.clone(), lock.clone(), record));
@@ -408,7 +433,7 @@ mod tests {
         for line in [
             "x",
             "x --memory 2048 --vcpus 4 --vcpu-type EPYC-Milan --nvram 64 --disk 100 --https-port 1 --http-port 2 --status-port 3 \
-             --accel tcg --qemu /opt/q --ignore-hardware memory --ignore-hardware disk",
+             --accel tcg --confinement full --qemu /opt/q --ignore-hardware memory --ignore-hardware disk",
         ] {
             let first = Guest::try_parse_from(line.split_whitespace()).unwrap();
             let words = std::iter::once(OsString::from("x")).chain(first.guest.to_words());

@@ -1,11 +1,14 @@
 //! One running QEMU and the tasks that talk to it. Everything they learn goes to the agent as [`Report`]s.
 
 use crate::config::ConfigText;
+use crate::confine::{Plan, launcher};
 use crate::console::{RotatingFile, Tail, printable};
 use crate::launch::{Channels, Launch};
 use crate::qmp::{self, Notice};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use host_guest::{FrameError, Health, ToGuest, ToHost};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde::de::DeserializeOwned;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -52,6 +55,8 @@ pub(crate) enum SpawnError {
     Console(#[source] io::Error),
     #[error("cannot start {program}: {source}; install the package qemu-system-x86, or give --qemu")]
     Start { program: String, source: io::Error },
+    #[error("the plan that confines QEMU cannot be written: {0}")]
+    Plan(#[source] serde_json::Error),
 }
 
 /// What every guest is told when it greets.
@@ -74,6 +79,7 @@ pub(crate) struct Guest {
     /// Whether the host protocol has begun.
     pub(crate) greeted: bool,
     notes: Notes,
+    kill: Signal,
 }
 
 /// What may explain the end of a QEMU.
@@ -134,6 +140,7 @@ impl Guest {
     pub(crate) fn spawn(
         qemu: &Path,
         launch: &Launch,
+        plan: &Plan,
         ends: Ends,
         console_log: &Path,
         welcome: Welcome,
@@ -141,9 +148,8 @@ impl Guest {
         reports: &Reports,
     ) -> Result<Self, SpawnError> {
         let log = RotatingFile::open(console_log, crate::console::LIMIT).map_err(SpawnError::Console)?;
-        let mut command = std::process::Command::new(qemu);
+        let mut command = launcher::command(plan, qemu, launch.arguments()).map_err(SpawnError::Plan)?;
         command
-            .args(launch.arguments())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -173,7 +179,16 @@ impl Guest {
             let end = host_port(ends.host, &welcome, to_guest_receiver, &report).await;
             report.send(Report::PortClosed(end)).await;
         });
-        Ok(Self { child, tasks, attached: JoinSet::new(), to_guest, quit, greeted: false, notes })
+        Ok(Self {
+            child,
+            tasks,
+            attached: JoinSet::new(),
+            to_guest,
+            quit,
+            greeted: false,
+            notes,
+            kill: launcher::kill_signal(plan),
+        })
     }
 
     /// Gives the guest one more task, which ends with it.
@@ -194,7 +209,9 @@ impl Guest {
 
     /// Kills QEMU; [`Guest::ended`] tells when it is gone.
     pub(crate) fn kill(&mut self) {
-        if let Err(error) = self.child.start_kill() {
+        // Not reaped while this value holds the child, so the number is its own.
+        let pid = self.child.id().map(|pid| Pid::from_raw(pid.cast_signed()));
+        if let Some(Err(error)) = pid.map(|pid| kill(pid, self.kill)) {
             tracing::debug!(%error, "QEMU was already gone");
         }
     }

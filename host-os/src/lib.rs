@@ -5,6 +5,10 @@
 //! | [`machine`] | the life of one guest: states, events, transitions; pure |
 //! | [`launch`] | what is launched: the QEMU command line and the launch measurement from one value; pure |
 //! | [`config`] | the guest's configuration and its hash, HOST_DATA; pure |
+//! | [`system`] | firewall and network of a host, started under PID 1 |
+//! | [`firewall`] | what may come in: rules as data, and as the kernel takes them |
+//! | [`network`] | the host's links, addresses and routes: what to change, pure; keeping them so |
+//! | [`confine`] | what QEMU may do: plans, pure; the launcher that enforces them |
 //! | [`status`], [`page`] | status, metrics, the page that shows them; pure |
 //! | [`samples`] | figures of the last hour |
 //! | [`check`], [`bundle`], [`hardware`], [`platform`], [`accel`] | what must be true before anything is launched |
@@ -30,10 +34,12 @@ pub mod cli;
 pub mod config;
 pub mod console;
 pub mod crashes;
+pub mod confine;
 pub mod dry_run;
 mod gateway;
 mod guest;
 pub mod hardware;
+pub mod firewall;
 pub mod http;
 pub mod launch;
 pub mod machine;
@@ -41,6 +47,8 @@ pub mod node;
 pub mod operator;
 pub mod page;
 pub mod pid1;
+mod netlink;
+pub mod network;
 pub mod platform;
 pub mod power;
 #[cfg(feature = "virtual")]
@@ -49,6 +57,7 @@ pub mod qmp;
 pub mod samples;
 pub mod status;
 mod sys;
+pub mod system;
 mod tls;
 pub mod tpm;
 pub mod watchdog;

@@ -17,6 +17,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = host_os::confine::launcher::run_if_asked() {
+        return code;
+    }
     if std::process::id() == 1 {
         // The kernel gives PID 1 what it does not understand of its command line; it is read from /proc.
         host_os::pid1::run();

@@ -44,6 +44,12 @@ pub struct Status {
     pub accel_reason: String,
     /// Size of the guest's memory in MiB.
     pub memory_mib: u32,
+    /// What confines QEMU, and what does not and why; empty before the first launch.
+    #[serde(default)]
+    pub confinement: Vec<crate::confine::Measure>,
+    /// The host beside its guest; absent where the agent is an ordinary process.
+    #[serde(default)]
+    pub system: Option<crate::system::SystemStatus>,
     /// Where operators may connect, if the node has any.
     pub operator: Option<OperatorStatus>,
     /// How this machine compares with its hardware specification, once that was checked.
@@ -307,6 +313,8 @@ pub(crate) mod tests {
             release: None,
             accel: Some(Accel::Tcg),
             accel_reason: "as asked".into(),
+            confinement: Vec::new(),
+            system: None,
             memory_mib: 1024,
             operator: None,
             hardware: None,

@@ -1,5 +1,6 @@
 //! The two configurations: the file that makes an installation unattended, and the signed one that a node keeps.
 
+use crate::network::Network;
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -37,6 +38,9 @@ pub enum ConfigError {
         "the configuration holds a private key; take it off the medium and replace the key, it is no secret any more"
     )]
     Secret,
+    /// The node cannot be connected so.
+    #[error("the network of the configuration is not valid: {0}; correct `network`")]
+    Network(String),
     /// Changed after it was signed, or signed by another node.
     #[error("the node's configuration does not have its node's signature; install the node again")]
     Signature,
@@ -50,6 +54,7 @@ impl ConfigError {
             Self::TooLong(_) | Self::Malformed(_) | Self::Version(_) => "configuration-invalid",
             Self::Operator(_) | Self::Fingerprint => "operator-invalid",
             Self::Secret => "configuration-holds-secret",
+            Self::Network(_) => "network-invalid",
             Self::Signature => "configuration-wrongly-signed",
         }
     }
@@ -73,6 +78,9 @@ pub struct Unattended {
     pub enrol_keys: bool,
     /// Who operates the node.
     pub operator: Operator,
+    /// How the node is connected.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
     /// What to do at the end.
     #[serde(default)]
     pub when_done: WhenDone,
@@ -146,6 +154,7 @@ impl Unattended {
             return Err(ConfigError::Version(config.version));
         }
         config.operator = config.operator.checked()?;
+        config.network.as_ref().map_or(Ok(()), Network::check)?;
         Ok(config)
     }
 
@@ -184,6 +193,7 @@ impl Unattended {
                     "description": "ed25519 public key of who operates the node, or the SHA-256 of its 32 bytes",
                     "properties": { "public_key": digits, "fingerprint": digits },
                 },
+                "network": Network::schema(),
                 "when_done": { "enum": ["reboot", "power-off"], "default": "reboot" },
             },
         })
@@ -202,6 +212,9 @@ pub struct Configuration {
     pub operator: Operator,
     /// Hardware specification that it must meet.
     pub hardware: String,
+    /// How it is connected. Absent: by the first network card and what routers advertise there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Network>,
 }
 
 /// A configuration with its node's signature. Whoever can write the disk can replace all of it, identity included; the
@@ -235,11 +248,27 @@ impl Identity {
         secret.map(|secret| SigningKey::from_bytes(&secret)).ok_or(ConfigError::Signature)
     }
 
+    /// The public key, hexadecimal: the node's name.
+    pub fn public_key(&self) -> Result<String, ConfigError> {
+        Ok(hex::encode(self.key()?.verifying_key().as_bytes()))
+    }
+
+    /// ed25519 signature of these bytes, hexadecimal.
+    pub fn sign(&self, bytes: &[u8]) -> Result<String, ConfigError> {
+        Ok(hex::encode(self.key()?.sign(bytes).to_bytes()))
+    }
+
     /// Signs what an operator and a specification make of this node.
-    pub fn configure(&self, operator: Operator, hardware: &str) -> Result<Signed, ConfigError> {
+    pub fn configure(
+        &self,
+        operator: Operator,
+        hardware: &str,
+        network: Option<Network>,
+    ) -> Result<Signed, ConfigError> {
         let key = self.key()?;
         let node = hex::encode(key.verifying_key().as_bytes());
-        let configuration = Configuration { version: 1, node, operator, hardware: hardware.to_owned() };
+        let configuration =
+            Configuration { version: 1, node, operator, hardware: hardware.to_owned(), network };
         let signature = key.sign(&serde_json::to_vec(&configuration)?);
         Ok(Signed { configuration, signature: hex::encode(signature.to_bytes()) })
     }
@@ -293,12 +322,53 @@ mod tests {
             with("disk", json!(5)),
             with("when_done", json!("halt")),
             with("operator", json!({})),
+            with("network", json!({})),
+            with("network", json!({ "uplink": { "devices": [], "ipv6": "router-advertisement" } })),
+            with("network", json!({ "uplink": { "devices": ["../x"], "ipv6": "router-advertisement" } })),
+            with("network", json!({ "uplink": { "devices": ["eth0"], "ipv6": "dhcp" } })),
+            with(
+                "network",
+                json!({ "uplink": { "devices": ["eth0"], "ipv6": "router-advertisement", "vlan": 0 } }),
+            ),
             with("operator", json!({ "public_key": "00" })),
             with("operator", json!({ "fingerprint": "A".repeat(64) })),
             json!({}),
         ] {
             assert!(parse(&wrong).is_err(), "{wrong}");
             assert!(!schema.is_valid(&wrong), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_network_is_what_the_schema_says() {
+        let schema = jsonschema::validator_for(&Unattended::schema()).unwrap();
+        let mut file = file();
+        file["network"] = json!({
+            "uplink": {
+                "devices": ["52:54:00:00:00:01", "52:54:00:00:00:02"],
+                "bond": "802.3ad",
+                "vlan": 7,
+                "ipv6": { "static": { "address": "2001:db8::2", "prefix": 64, "gateway": "fe80::1" } },
+                "ipv4": { "address": "192.0.2.2", "prefix": 24, "gateway": "192.0.2.1" },
+            },
+            "management": { "devices": ["eth2"], "ipv6": "router-advertisement" },
+            "guest": { "address": "2001:db8::3", "prefix": 64, "gateway": "fe80::1" },
+            "time": [{ "host": "time.example.org", "nts": true, "addresses": ["2001:db8::123"] }],
+        });
+        assert!(schema.is_valid(&file));
+        let network = parse(&file).unwrap().network.unwrap();
+        assert_eq!(serde_json::to_value(&network).unwrap(), file["network"]);
+        // What needs a second look.
+        for (path, value) in [
+            ("/uplink/bond", json!(null)),
+            ("/management/devices/0", json!("52:54:00:00:00:02")),
+            ("/uplink/ipv6/static/address", json!("ff02::1")),
+            ("/guest/address", json!("::1")),
+            ("/uplink/ipv4/address", json!("127.0.0.1")),
+        ] {
+            let mut wrong = file.clone();
+            *wrong["network"].pointer_mut(path).unwrap() = value;
+            assert!(matches!(parse(&wrong), Err(ConfigError::Network(_))), "{path}");
         }
     }
 
@@ -320,12 +390,12 @@ mod tests {
     fn a_configuration_is_its_nodes() {
         let operator = parse(&file()).unwrap().operator;
         let (one, other) = (Identity::new([1; 32]), Identity::new([2; 32]));
-        let signed = one.configure(operator.clone(), "gen2").unwrap();
+        let signed = one.configure(operator.clone(), "gen2", None).unwrap();
         assert_eq!(Signed::parse(&serde_json::to_vec(&signed).unwrap()).unwrap(), signed);
         let mut changed = signed.clone();
         changed.configuration.hardware = "virtual".into();
         let mut foreign = signed.clone();
-        foreign.configuration.node = other.configure(operator, "gen2").unwrap().configuration.node;
+        foreign.configuration.node = other.configure(operator, "gen2", None).unwrap().configuration.node;
         for wrong in [changed, foreign] {
             let error = Signed::parse(&serde_json::to_vec(&wrong).unwrap()).unwrap_err();
             assert!(matches!(error, ConfigError::Signature), "{error}");

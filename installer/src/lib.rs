@@ -11,6 +11,7 @@
 //! | [`archive`], [`parts`] | a release as one file, and as the parts that are written |
 //! | [`record`] | small documents on the configuration partition |
 //! | [`config`] | unattended installation, and the signed configuration of a node |
+//! | [`network`] | how a node is connected: part of both |
 //! | [`disk`] | what is on a disk |
 //! | [`plan`], [`run`] | what to write, and writing it |
 //! | [`medium`] | the installer's own medium |
@@ -27,6 +28,7 @@ pub mod gpt;
 pub mod layout;
 pub mod linux;
 pub mod medium;
+pub mod network;
 pub mod parts;
 pub mod pe;
 pub mod plan;

@@ -262,6 +262,8 @@ pub struct Wanted<'a> {
     pub operator: &'a Operator,
     /// The hardware specification.
     pub hardware: &'a str,
+    /// How the node is connected.
+    pub network: Option<&'a crate::network::Network>,
 }
 
 /// The plan for a disk. `random` gives random bytes, for the identity and the identifiers of a new node.
@@ -290,7 +292,7 @@ pub fn plan<'a>(
         return Err(Refusal::NotConfirmed { disk: name(), content });
     }
     let identity = Identity::new(random());
-    let signed = identity.configure(wanted.operator.clone(), wanted.hardware)?;
+    let signed = identity.configure(wanted.operator.clone(), wanted.hardware, wanted.network.cloned())?;
     let records = [(Kind::Identity, to_json(&identity)?), (Kind::Configuration, to_json(&signed)?)];
     let mut id = |_: &str| {
         let mut bytes = [0; 16];

@@ -27,6 +27,7 @@ fn install(memory: &mut Memory, parts: &Parts, erase: bool, seed: u64) -> Result
         erase: erase || !matches!(content, found::Content::Node(_)),
         operator: &operator,
         hardware: "virtual",
+        network: None,
     };
     let mut random = Random(seed);
     let plan = plan::plan(&disk(), &content, parts, &wanted, &mut || random.bytes()).unwrap();
@@ -218,7 +219,7 @@ fn a_disk_that_does_not_keep_what_is_written_is_named() {
     let parts = Sample::new("1.0", 1, 1).parts();
     let mut random = Random(1);
     let (operator, disk) = (operator(), disk());
-    let wanted = Wanted { erase: false, operator: &operator, hardware: "virtual" };
+    let wanted = Wanted { erase: false, operator: &operator, hardware: "virtual", network: None };
     let plan = plan::plan(&disk, &found::Content::Empty, &parts, &wanted, &mut || random.bytes()).unwrap();
     assert_eq!(plan.purpose, Purpose::New);
     let error = run::run(&plan, &mut Forgetful(Memory::new(disk.size)), &mut |_| ()).unwrap_err();

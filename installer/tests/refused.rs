@@ -64,7 +64,7 @@ fn a_release_that_nobody_approved() {
 
 fn refusal(disk: &Disk, content: &Content, parts: &Parts, erase: bool, operator: &Operator) -> &'static str {
     let mut random = Random(1);
-    let wanted = Wanted { erase, operator, hardware: "virtual" };
+    let wanted = Wanted { erase, operator, hardware: "virtual", network: None };
     match plan::plan(disk, content, parts, &wanted, &mut || random.bytes()) {
         Ok(plan) if plan.purpose == Purpose::New => "new",
         Ok(_) => "kept",
@@ -109,7 +109,7 @@ fn node(parts: &Parts) -> Content {
     let mut memory = Memory::new(disk().size);
     let mut random = Random(1);
     let operator = operator();
-    let wanted = Wanted { erase: true, operator: &operator, hardware: "virtual" };
+    let wanted = Wanted { erase: true, operator: &operator, hardware: "virtual", network: None };
     let plan = plan::plan(&disk(), &Content::Empty, parts, &wanted, &mut || random.bytes()).unwrap();
     run::run(&plan, &mut memory, &mut |_| ()).unwrap();
     found::inspect(&mut memory).unwrap()
@@ -160,7 +160,7 @@ fn hostile_disks_do_not_panic() {
     let mut memory = Memory::new(disk().size);
     let mut random = Random(1);
     let (operator, disk) = (operator(), disk());
-    let wanted = Wanted { erase: true, operator: &operator, hardware: "virtual" };
+    let wanted = Wanted { erase: true, operator: &operator, hardware: "virtual", network: None };
     let plan = plan::plan(&disk, &Content::Empty, &parts, &wanted, &mut || random.bytes()).unwrap();
     run::run(&plan, &mut memory, &mut |_| ()).unwrap();
     let ranges: Vec<(u64, u64)> =

@@ -73,6 +73,9 @@ fn main() -> ExitCode {
         Command::Up(args) => up::run(*args, &output),
         Command::Status(args) => node::status(&args),
         Command::Logs(args) => logs::run(&args, &output),
+    if let Some(code) = host_os::confine::launcher::run_if_asked() {
+        return code;
+    }
         Command::Support(args) => support::run(&args),
         Command::Down(args) => node::down(&args),
         Command::Operator(command) => operator::run(command),

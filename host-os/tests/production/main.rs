@@ -150,6 +150,7 @@ impl Release {
             qemu: "qemu-system-x86_64".into(),
             ignore_hardware: Vec::new(),
             policy: Policy::default(),
+            confinement: host_os::confine::Level::Off,
             power: None,
         }
     }

@@ -160,7 +160,12 @@ fn install(ui: &mut Ui, unattended: &mut Option<Unattended>) -> Result<WhenDone,
         erase = ui.ask(&format!("All of it will be lost. To go on, type: {sentence}")) == sentence;
     }
     let hardware = config.map_or_else(|| default_spec(profile), |config| config.hardware.as_str());
-    let wanted = Wanted { erase, operator: &operator, hardware };
+    let wanted = Wanted {
+        erase,
+        operator: &operator,
+        hardware,
+        network: config.and_then(|config| config.network.as_ref()),
+    };
     let mut failed = None;
     let plan = plan::plan(disk, &content, &parts, &wanted, &mut || {
         let mut random = [0; 32];

@@ -1,0 +1,94 @@
+//! A control group (cgroup v2) for QEMU: memory, processes, processor time.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Where the groups are.
+pub const ROOT: &str = "/sys/fs/cgroup";
+/// Controllers that are needed.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
+/// Length of a period of processor time, in microseconds.
+const PERIOD_US: u64 = 100_000;
+
+/// Limits of one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of memory, page cache included; huge pages are counted elsewhere.
+    pub memory: u64,
+    /// Processes and threads.
+    pub processes: u64,
+    /// Whole processors.
+    pub processors: u64,
+}
+
+impl Limits {
+    /// Files of a group, and what is written to them (Documentation/admin-guide/cgroup-v2.rst), in order.
+    pub fn settings(&self) -> [(&'static str, String); 5] {
+        [
+            ("memory.max", self.memory.to_string()),
+            // What the guest holds must not go to a disk.
+            ("memory.swap.max", "0".into()),
+            ("memory.oom.group", "1".into()),
+            ("pids.max", self.processes.to_string()),
+            ("cpu.max", format!("{} {PERIOD_US}", self.processors * PERIOD_US)),
+        ]
+    }
+}
+
+/// Makes the group, or empties the limits of one that is there, and returns its path.
+pub fn make(root: &Path, name: &str, limits: &Limits) -> io::Result<PathBuf> {
+    let offered = fs::read_to_string(root.join("cgroup.controllers"))?;
+    if let Some(absent) = CONTROLLERS.iter().find(|name| !offered.split_whitespace().any(|one| one == **name))
+    {
+        let why = format!("{} has no controller {absent}", root.display());
+        return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+    }
+    let enable: Vec<_> = CONTROLLERS.iter().map(|name| format!("+{name}")).collect();
+    fs::write(root.join("cgroup.subtree_control"), enable.join(" "))?;
+    let group = root.join(name);
+    match fs::create_dir(&group) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+        _ => {}
+    }
+    for (file, value) in limits.settings() {
+        match fs::write(group.join(file), &value) {
+            // A kernel without swap has no such file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" => {}
+            result => result?,
+        }
+    }
+    Ok(group)
+}
+
+/// Moves the calling process into the group.
+pub fn enter(group: &Path) -> io::Result<()> {
+    // 0 stands for whoever writes.
+    fs::write(group.join("cgroup.procs"), "0")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_gets_all_limits_and_a_machine_without_controllers_says_so() {
+        let dir = tempfile::tempdir().unwrap();
+        let limits = Limits { memory: 1 << 30, processes: 300, processors: 4 };
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io memory\n").unwrap();
+        let error = make(dir.path(), "guest", &limits).unwrap_err();
+        assert!(error.to_string().contains("no controller pids"), "{error}");
+        fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").unwrap();
+        for _ in 0..2 {
+            let group = make(dir.path(), "guest", &limits).unwrap();
+            let read = |name: &str| fs::read_to_string(group.join(name)).unwrap();
+            assert_eq!(read("memory.max"), "1073741824");
+            assert_eq!((read("pids.max"), read("cpu.max")), ("300".into(), "400000 100000".into()));
+            assert_eq!((read("memory.swap.max"), read("memory.oom.group")), ("0".into(), "1".into()));
+        }
+        assert_eq!(
+            fs::read_to_string(dir.path().join("cgroup.subtree_control")).unwrap(),
+            "+cpu +memory +pids"
+        );
+    }
+}
