@@ -395,8 +395,12 @@ async fn a_certificate_by_the_tpms_maker_is_enough_and_others_are_not() {
     assert!(matches!(verdict.believed, Believed::Certified(_)), "{:?}", verdict.believed);
     assert_eq!(refusal(&record, &trust(vec![])), "tpm-unknown");
     let mut late = record.clone();
-    late.fetched_unix_s += 400 * 86_400;
-    assert_eq!(refusal(&late, &trust(vec![maker.clone()])), "tpm-unknown");
+    late.fetched_unix_s += 200 * 86_400;
+    let error = late.judge(&trust(vec![maker.clone()]), &expected()).unwrap_err();
+    assert!(matches!(&error, Refusal::Tpm { reason, .. } if reason.contains("not valid now")), "{error}");
+    // Another maker of the same name.
+    let Some((impostor, _)) = certificates(&record.keys.endorsement_key.0) else { return };
+    assert_eq!(refusal(&record, &trust(vec![impostor])), "tpm-unknown");
     // A maker's certificate for another key.
     let Some(other) = swtpm() else { return };
     record.keys.endorsement_key = Bytes(other.tpm().keys().unwrap().endorsement);
@@ -461,7 +465,7 @@ fn certificates(area: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
         "-outform",
         "DER",
         "-days",
-        "300",
+        "100",
         "-set_serial",
         "1",
     ]);
