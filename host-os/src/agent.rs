@@ -10,23 +10,27 @@ use crate::confine::{
     cgroup::{self, Limits},
     find_program, launcher,
 };
+use crate::decommission::{self, DecommissionError, Ordered, Signed};
 use crate::guest::{Guest, Report, Reporter, Reports, SpawnError, Welcome, channels};
 use crate::http::{Shared, router};
-use crate::launch::Launch;
+use crate::installation;
+use crate::launch::{GUEST_PORT, Launch};
 use crate::machine::{Effect, Event, Machine, State, Time};
 use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
+use crate::operator::carry::{Command, Orders};
 use crate::operator::identity::{Identity, IdentityError};
 use crate::operator::{self, Interface};
 use crate::qmp::Notice;
 use crate::samples::{self, CpuTime, Sample};
+use crate::screen::terminal as screen;
 use crate::status::{AttestedStatus, OperatorStatus, ReasonStatus, ReleaseStatus, Status};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 /// Why the agent ended without having been asked to.
@@ -48,6 +52,14 @@ pub enum AgentError {
         /// Why.
         source: std::io::Error,
     },
+    /// The node has ended for good.
+    #[error(
+        "this node was decommissioned and its keys are erased; to use the machine again, install it anew"
+    )]
+    Decommissioned,
+    /// Its end failed.
+    #[error("this node is being decommissioned, and its keys are not all erased")]
+    NotErased(#[from] DecommissionError),
     /// The host's own key cannot be used.
     #[error("the host's own key cannot be used")]
     HostKey(#[from] IdentityError),
@@ -70,6 +82,8 @@ impl AgentError {
             Self::NodeDir(error) => error.code(),
             Self::Port { .. } => "port-taken",
             Self::HostKey(_) => "host-key-unusable",
+            Self::Decommissioned => "node-decommissioned",
+            Self::NotErased(_) => "not-erased",
             Self::Signals(_) | Self::Runtime(_) => "no-event-loop",
             Self::Pid1(_) => "no-pid1",
         }
@@ -122,8 +136,32 @@ pub async fn run(
         tokio::spawn(power.beat(ports.status));
         crate::system::start(shared.clone());
     }
-    let operator = serve_operators(&options, &node, shared.clone()).await?;
-    shared.update(|status| status.operator = operator);
+    let (commands, received) = mpsc::channel(4);
+    if decommission::read(&node).is_some() {
+        tracing::warn!("this node is to be decommissioned: no guest is started");
+        shared.update(|status| status.step = "erasing keys".into());
+        end_node(&options, &node, "").await?;
+        return end_machine(&options, stops).await;
+    }
+    let installed = options.power.as_ref().and_then(|_| installation::read());
+    let identity = installed.as_ref().map(|configuration| configuration.node.clone());
+    let operator = serve_operators(&options, &node, installed, shared.clone(), commands).await?;
+    let (operator, orders) = operator.unzip();
+    shared.update(|status| {
+        status.operator = operator;
+        status.node.clone_from(&identity);
+    });
+    if options.power.is_some() {
+        let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, GUEST_PORT));
+        match TcpListener::bind(address).await {
+            Ok(outside) => drop(tokio::spawn(crate::relay::serve(outside, guest_address))),
+            Err(error) => {
+                tracing::error!(%error, "nobody outside reaches the guest: its port {GUEST_PORT} is taken")
+            }
+        }
+        let screen = screen::Screen { shared: shared.clone(), node: node.clone(), identity, orders };
+        tokio::spawn(screen::run(screen));
+    }
 
     let machine = Machine::new(options.policy);
     let (reports, inbox) = mpsc::channel(64);
@@ -138,6 +176,8 @@ pub async fn run(
         guest_address,
         cause: None,
         attestation: None,
+        commands: received,
+        ending: None,
     };
 
     // Hashing and probing block, so they run on a thread of their own; a stop request does not wait for them.
@@ -168,8 +208,61 @@ pub async fn run(
             shared.update(|status| status.measured_boot = Some(found));
         });
     }
-    agent.watch(&options, &node, &checked, stops, inbox).await;
-    Ok(())
+    agent.watch(&options, &node, &checked, &mut stops, inbox).await;
+    let Some((operator, answer)) = agent.ending.take() else { return Ok(()) };
+    let ended = end_node(&options, &node, &operator).await;
+    let said = match &ended {
+        Ok(Ordered { statement: Some(signed), .. }) => Ok(signed.clone()),
+        Ok(_) => Err("the node's own key was gone already, so that nothing could be signed".into()),
+        Err(error) => Err(chain(error)),
+    };
+    let _ = answer.send(said);
+    // The answer is on its way; nothing of this node is left to wait for.
+    tokio::time::sleep(LAST_ANSWER).await;
+    ended?;
+    end_machine(&options, stops).await
+}
+
+/// For the answer to an order after which there is no node.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
+/// Erases the node's keys, or goes on erasing.
+async fn end_node(options: &Options, node: &NodeDir, operator: &str) -> Result<Ordered, AgentError> {
+    let machine = options.power.is_some();
+    let (node, operator) = (node.clone(), operator.to_owned());
+    let erase = move || {
+        let identity = || Identity::read(&node.host_key()).ok();
+        let (name, signer, records) = match machine {
+            true => (
+                installation::read().map(|configuration| configuration.node),
+                installation::signer(),
+                installation::records(),
+            ),
+            false => {
+                let name = identity().map(|identity| hex::encode(identity.key_sha256));
+                (name, identity().and_then(Identity::into_signer), None)
+            }
+        };
+        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        decommission::Node { dir: &node, name: name.unwrap_or_default(), records, signer }.end(&operator, now)
+    };
+    match tokio::task::spawn_blocking(erase).await {
+        Ok(ended) => Ok(ended?),
+        Err(error) => Err(CheckError::Interrupted(error.to_string()).into()),
+    }
+}
+
+/// After the node's end: the machine is switched off; a process just ends.
+async fn end_machine(options: &Options, mut stops: mpsc::Receiver<()>) -> Result<(), AgentError> {
+    if let Some(power) = &options.power {
+        match power.request(crate::power::Action::PowerOff, "the node was decommissioned") {
+            Ok(()) => {
+                let _ = stops.recv().await;
+            }
+            Err(error) => tracing::error!(%error, "the machine stays on"),
+        }
+    }
+    Err(AgentError::Decommissioned)
 }
 
 /// Binds the port asked for; without one the preferred port, or any that is free.
@@ -201,6 +294,7 @@ fn first_status(ports: Ports, memory_mib: u32) -> Status {
     Status {
         version: 1,
         pid: std::process::id(),
+        node: None,
         state: State::Checking.name().into(),
         step: String::new(),
         guest: None,
@@ -216,10 +310,10 @@ fn first_status(ports: Ports, memory_mib: u32) -> Status {
         memory_mib,
         confinement: Vec::new(),
         system: None,
+        measured_boot: None,
         operator: None,
         hardware: None,
         sample: Sample::default(),
-        measured_boot: None,
         uptime_s: 0,
     }
 }
@@ -238,6 +332,10 @@ struct Agent {
     cause: Option<String>,
     /// The task that fetches evidence.
     attestation: Option<AbortHandle>,
+    /// What operators order.
+    commands: mpsc::Receiver<Command>,
+    /// The order to end the node: by whom, and where the answer goes.
+    ending: Option<(String, oneshot::Sender<Result<Signed, String>>)>,
 }
 
 impl Agent {
@@ -282,7 +380,7 @@ impl Agent {
         options: &Options,
         node: &NodeDir,
         checked: &Checked,
-        mut stops: mpsc::Receiver<()>,
+        stops: &mut mpsc::Receiver<()>,
         mut inbox: mpsc::Receiver<(u64, Report)>,
     ) {
         let mut event = Event::CheckPassed;
@@ -300,17 +398,17 @@ impl Agent {
                     if let Some(guest) = &self.guest {
                         guest.power_off();
                     }
-                    self.next(&mut stops, &mut inbox).await
+                    self.next(stops, &mut inbox).await
                 }
                 Some(Effect::Kill) => {
                     tracing::warn!("killing QEMU");
                     if let Some(guest) = &mut self.guest {
                         guest.kill();
                     }
-                    self.next(&mut stops, &mut inbox).await
+                    self.next(stops, &mut inbox).await
                 }
                 None if self.machine.state() == State::Stopped => return,
-                None => self.next(&mut stops, &mut inbox).await,
+                None => self.next(stops, &mut inbox).await,
             };
         }
     }
@@ -338,6 +436,13 @@ impl Agent {
             };
             tokio::select! {
                 Some(()) = stops.recv() => return Event::StopRequested,
+                Some(command) = self.commands.recv() => match command {
+                    Command::RestartGuest => return Event::RestartRequested,
+                    Command::Decommission { operator, answer } => {
+                        self.ending = Some((operator, answer));
+                        return Event::StopRequested;
+                    }
+                },
                 status = ended => {
                     let cause = self.cause.take();
                     self.pin.send_replace(None);
@@ -509,9 +614,11 @@ impl Agent {
 async fn serve_operators(
     options: &Options,
     node: &NodeDir,
+    installed: Option<installer::config::Configuration>,
     shared: Shared,
-) -> Result<Option<OperatorStatus>, AgentError> {
-    if !node.operators().exists() {
+    commands: mpsc::Sender<Command>,
+) -> Result<Option<(OperatorStatus, Orders)>, AgentError> {
+    if !node.operators().exists() && installed.is_none() {
         return Ok(None);
     }
     let identity = Identity::read_or_create(&node.host_key())?;
@@ -519,18 +626,26 @@ async fn serve_operators(
         |address: SocketAddr| move |source| AgentError::Port { address, option: "operator-listen", source };
     let listener = match options.ports.operator {
         Some(address) => TcpListener::bind(address).await.map_err(port(address))?,
+        // A machine of its own is there to be operated from elsewhere.
+        None if options.power.is_some() => {
+            let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PREFERRED_OPERATOR));
+            TcpListener::bind(address).await.map_err(port(address))?
+        }
         None => listen(None, PREFERRED_OPERATOR, "operator-listen").await?.0,
     };
     let address = listener.local_addr().map_err(port(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
     let key_sha256 = hex::encode(identity.key_sha256);
     tracing::info!(%address, key_sha256, "operators may connect");
-    let interface = Interface { shared, node: node.clone() };
+    let key = installed.as_ref().and_then(installation::operator);
+    let name = installed.map_or_else(|| key_sha256.clone(), |configuration| configuration.node);
+    let orders = Orders::new(name, key, options.power.clone(), commands);
+    let interface = Interface { shared, node: node.clone(), orders: orders.clone() };
     tokio::spawn(async move {
         if let Err(error) = operator::serve(listener, identity, interface).await {
             tracing::error!(%error, "the operators' port is closed");
         }
     });
-    Ok(Some(OperatorStatus { address: address.to_string(), key_sha256 }))
+    Ok(Some((OperatorStatus { address: address.to_string(), key_sha256 }, orders)))
 }
 
 /// Measures the host from time to time.

@@ -29,6 +29,7 @@ Exit codes:
   5  a file of the release is refused (size, hash)
   6  the launch measurement is not the manifest's, or the ID block is refused
   7  another agent runs in the node directory
+  8  the node was decommissioned
 
 Environment:
   REDOUBT_LOG  what is logged, such as `debug` or `host_os=debug` [default: info]";
@@ -376,9 +377,11 @@ pub fn exit_code(error: &AgentError) -> u8 {
         },
         AgentError::Check(CheckError::Profile(_)) => 4,
         AgentError::NodeDir(NodeDirError::Running(_)) => 7,
+        AgentError::Decommissioned => 8,
         AgentError::Check(_)
         | AgentError::NodeDir(_)
         | AgentError::HostKey(_)
+        | AgentError::NotErased(_)
         | AgentError::Port { .. }
         | AgentError::Signals(_)
         | AgentError::Pid1(_)

@@ -17,8 +17,10 @@
 //! | [`pid1`] | PID 1 of the host's image: mounts, the verified root, the agent's process, the orderly end |
 //! | [`power`], [`watchdog`], [`crashes`], [`boot_facts`] | the agent's line to PID 1; what PID 1 knows of the machine |
 //! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
-//! | [`attest`], `tls`, `gateway` | evidence of the guest, and the way to it |
-//! | [`operator`] | HTTPS for the node's operators, by their keys |
+//! | [`attest`], `tls`, `gateway`, `relay` | evidence of the guest, and the ways to it |
+//! | [`operator`] | HTTPS for the node's operators, by their keys; what they may order |
+//! | [`screen`] | the first terminal of the machine: facts, QR code, a menu that asks for signatures |
+//! | [`decommission`], [`slots`], [`installation`] | the end of a node; its disk's other system; what the installer made of it |
 //! | [`agent`], [`http`], [`cli`] | the loop that joins them, its status port, its command line |
 //!
 //! The host is trusted for availability only. Nothing here can make a guest pass for what it is not: a verifier
@@ -32,29 +34,34 @@ pub mod bundle;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod confine;
 pub mod console;
 pub mod crashes;
-pub mod confine;
+pub mod decommission;
 pub mod dry_run;
+pub mod firewall;
 mod gateway;
 mod guest;
 pub mod hardware;
-pub mod firewall;
 pub mod http;
+pub mod installation;
 pub mod launch;
 pub mod machine;
+mod netlink;
+pub mod network;
 pub mod node;
 pub mod operator;
 pub mod page;
 pub mod pid1;
-mod netlink;
-pub mod network;
 pub mod platform;
 pub mod power;
 #[cfg(feature = "virtual")]
 mod psp;
 pub mod qmp;
+mod relay;
 pub mod samples;
+pub mod screen;
+pub mod slots;
 pub mod status;
 mod sys;
 pub mod system;

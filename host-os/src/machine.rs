@@ -151,6 +151,8 @@ pub enum Event {
     Health(Phase),
     /// The guest's port was closed, or what came out of it was no message.
     PortClosed(String),
+    /// An operator wants the guest to start again, also one that was given up.
+    RestartRequested,
     /// The operator wants the node down.
     StopRequested,
     /// [`Machine::deadline`] may have passed.
@@ -252,6 +254,17 @@ impl Machine {
             }
 
             (S::Backoff { .. }, E::Timer) => (S::Launching, Some(Effect::Launch)),
+
+            // Crashes before an operator's order count no more.
+            (S::Backoff { .. } | S::Failed, E::RestartRequested) => {
+                self.crashes.clear();
+                (S::Launching, Some(Effect::Launch))
+            }
+            (S::Booting { .. } | S::Ready { .. } | S::Unhealthy { .. }, E::RestartRequested) => {
+                self.crashes.clear();
+                self.note(now, "an operator ordered to start the guest again".into());
+                (S::Unhealthy { until: now + policy.power_off }, Some(Effect::PowerOff))
+            }
 
             (S::Checking | S::Backoff { .. } | S::Failed, E::StopRequested) => (S::Stopped, None),
             // There is no guest to ask yet; its process is killed as soon as it exists.
@@ -398,7 +411,8 @@ mod tests {
         /// Every event that this world can produce, and stray ones that it should never.
         fn events(&self) -> Vec<Event> {
             let text = || "because".to_owned();
-            let mut events = vec![Event::Timer, Event::StopRequested, Event::PortClosed(text())];
+            let mut events =
+                vec![Event::Timer, Event::StopRequested, Event::RestartRequested, Event::PortClosed(text())];
             for phase in [Phase::Booting, Phase::Starting, Phase::Ready, Phase::Backoff, Phase::Stopping] {
                 events.push(Event::Health(phase));
             }
@@ -527,6 +541,26 @@ mod tests {
         assert_eq!(machine.restarts(), 1);
         let reasons: Vec<_> = machine.reasons().map(|(_, reason)| reason.as_str()).collect();
         assert_eq!(reasons, ["no health message from the guest for 20 s", "killed", "no memory"]);
+    }
+
+    #[test]
+    fn an_operator_restarts_a_guest_that_runs_and_one_that_was_given_up() {
+        let mut machine = Machine::new(Policy::default());
+        machine.step(Event::CheckPassed, s(0));
+        machine.step(Event::Launched, s(0));
+        machine.step(Event::Health(Phase::Ready), s(10));
+        assert_eq!(machine.step(Event::RestartRequested, s(11)), Some(Effect::PowerOff));
+        assert_eq!(machine.state(), State::Unhealthy { until: s(31) });
+        machine.step(Event::Exited("powered off".into()), s(12));
+        assert_eq!(machine.step(Event::Timer, s(13)), Some(Effect::Launch));
+        for second in 0..4 {
+            machine.step(Event::LaunchFailed("no".into()), s(20 + second * 100));
+            machine.step(Event::Timer, s(119 + second * 100));
+        }
+        assert_eq!(machine.state(), State::Failed);
+        assert_eq!(machine.step(Event::RestartRequested, s(600)), Some(Effect::Launch));
+        machine.step(Event::LaunchFailed("no".into()), s(600));
+        assert_eq!(machine.state(), State::Backoff { until: s(601) }, "counted anew");
     }
 
     #[test]

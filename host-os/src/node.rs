@@ -21,6 +21,7 @@ mod name {
     pub(super) const KVM: &str = "kvm-probe.json";
     pub(super) const OPERATORS: &str = "operators.json";
     pub(super) const HOST_KEY: &str = "host-key.pem";
+    pub(super) const DECOMMISSIONED: &str = "decommissioned.json";
 }
 
 /// Why the node directory could not be used.
@@ -102,6 +103,11 @@ impl NodeDir {
     /// The host's own TLS key.
     pub fn host_key(&self) -> PathBuf {
         self.0.join(name::HOST_KEY)
+    }
+
+    /// The order to end this node, and the statement of what was erased ([`crate::decommission`]).
+    pub fn decommissioned(&self) -> PathBuf {
+        self.0.join(name::DECOMMISSIONED)
     }
 
     /// Directory of the simulated secure processor's identity.

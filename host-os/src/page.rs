@@ -101,6 +101,9 @@ fn facts(out: &mut String, title: &str, rows: &[(&str, String)]) -> fmt::Result 
 
 fn identity(out: &mut String, status: &Status, now: u64) -> fmt::Result {
     let mut rows = Vec::new();
+    if let Some(node) = &status.node {
+        rows.push(("Node", node.clone()));
+    }
     match &status.attested {
         Some(attested) => {
             let age = now.saturating_sub(attested.at_unix_s);

@@ -17,6 +17,9 @@ pub struct Status {
     pub version: u32,
     /// Process of the agent.
     pub pid: u32,
+    /// The node's name, if it was installed: its public key, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
     /// State of the machine that watches the guest: "checking", "launching", "booting", "ready", "unhealthy",
     /// "backoff", "stopping", "stopped", "failed".
     pub state: String,
@@ -44,6 +47,9 @@ pub struct Status {
     pub accel_reason: String,
     /// Size of the guest's memory in MiB.
     pub memory_mib: u32,
+    /// How the machine was started, by its TPM; absent where the agent is an ordinary process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured_boot: Option<crate::tpm::attest::MeasuredBootStatus>,
     /// What confines QEMU, and what does not and why; empty before the first launch.
     #[serde(default)]
     pub confinement: Vec<crate::confine::Measure>,
@@ -56,9 +62,6 @@ pub struct Status {
     pub hardware: Option<HardwareStatus>,
     /// The last figures of the host.
     pub sample: Sample,
-    /// How the machine was started, by its TPM; absent where the agent is an ordinary process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub measured_boot: Option<crate::tpm::attest::MeasuredBootStatus>,
     /// Seconds since the agent started.
     pub uptime_s: u64,
 }
@@ -290,9 +293,9 @@ pub(crate) mod tests {
     pub(crate) fn example() -> Status {
         let ports = Ports { https: 1, http: 2, status: 3 };
         Status {
-            measured_boot: None,
             version: 1,
             pid: 7,
+            node: None,
             state: "ready".into(),
             step: String::new(),
             guest: Some(Health {
@@ -313,9 +316,10 @@ pub(crate) mod tests {
             release: None,
             accel: Some(Accel::Tcg),
             accel_reason: "as asked".into(),
+            memory_mib: 1024,
             confinement: Vec::new(),
             system: None,
-            memory_mib: 1024,
+            measured_boot: None,
             operator: None,
             hardware: None,
             sample: Sample::default(),

@@ -17,6 +17,7 @@ use std::{
     fs::{self, File},
     io::{IsTerminal, Write},
     path::{Path, PathBuf},
+    time::Instant,
 };
 
 const HELP: &str = "\
@@ -79,7 +80,9 @@ pub(crate) fn run(args: &Flash, output: &Output) -> Result<Reply, Failure> {
         }
         (None, None) => return Err(Failure::usage("nothing-to-write", "give --device or --image")),
     };
+    let started = Instant::now();
     let outcome = write(&medium, &path, size)?;
+    let seconds = started.elapsed().as_secs_f64();
     let text = format!(
         "{}: installer with release {version}; {:.1} MB written, {:.1} MB were there, all read back",
         path.display(),
@@ -89,9 +92,27 @@ pub(crate) fn run(args: &Flash, output: &Output) -> Result<Reply, Failure> {
     let unattended = medium.config.is_some();
     let json = json!({
         "target": path, "release": version, "unattended": unattended, "verified": true,
-        "bytes_written": outcome.written, "bytes_kept": outcome.kept,
+        "bytes_written": outcome.written, "bytes_kept": outcome.kept, "seconds": seconds,
     });
     Ok(Reply::good(text, json))
+}
+
+/// Makes a file with a release's installer, unattended by this configuration.
+pub(crate) fn image(release: &Path, config: &[u8], image: &Path) -> Result<(), Failure> {
+    Unattended::parse(config).map_err(|error| Failure::of(error.code(), &error))?;
+    let path = release.join("installer.img");
+    let mut device = Device::open_read_only(&path).map_err(|error| {
+        Failure::usage("installer-unreadable", format!("cannot read {}: {error}", path.display()))
+    })?;
+    let mut medium = Medium::read(&mut device).map_err(|error| Failure::of(error.code(), &error))?;
+    medium.release = pack(release)?;
+    medium.config = Some(config.to_vec());
+    let size = medium.smallest();
+    let made = File::create_new(image).and_then(|file| file.set_len(size));
+    made.map_err(|error| {
+        Failure::usage("image-not-made", format!("cannot make {}: {error}", image.display()))
+    })?;
+    write(&medium, image, size).map(drop)
 }
 
 fn read(path: &Path, code: &str) -> Result<Vec<u8>, Failure> {

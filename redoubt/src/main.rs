@@ -2,6 +2,7 @@
 
 mod attest;
 mod flash;
+mod full;
 mod hardware;
 mod heap;
 mod id_block;
@@ -9,6 +10,7 @@ mod image;
 mod logs;
 mod node;
 mod operator;
+mod orders;
 mod output;
 mod releases;
 mod support;
@@ -39,6 +41,10 @@ enum Command {
     Logs(logs::Logs),
     /// Pack what helps to understand a node's trouble
     Support(support::Support),
+    /// Start a node elsewhere again, its guest only, or from its other slot; or switch it off
+    Reboot(orders::Reboot),
+    /// Erase the keys of a node elsewhere for good, and prove it
+    Decommission(orders::Decommission),
     /// Stop the node; what it stored stays
     Down(node::Down),
     /// Keys of those who may operate a node from elsewhere
@@ -67,16 +73,18 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = host_os::confine::launcher::run_if_asked() {
+        return code;
+    }
     let Cli { json, command } = Cli::parse();
     let output = Output::new(json);
     let result = match command {
         Command::Up(args) => up::run(*args, &output),
         Command::Status(args) => node::status(&args),
         Command::Logs(args) => logs::run(&args, &output),
-    if let Some(code) = host_os::confine::launcher::run_if_asked() {
-        return code;
-    }
         Command::Support(args) => support::run(&args),
+        Command::Reboot(args) => orders::reboot(&args),
+        Command::Decommission(args) => orders::decommission(&args),
         Command::Down(args) => node::down(&args),
         Command::Operator(command) => operator::run(command),
         Command::Attest(args) => attest::run(args),

@@ -3,9 +3,11 @@
 use crate::node::{NodeDirArg, block_on};
 use crate::output::{Failure, Reply};
 use clap::{Args, Subcommand};
+use host_os::decommission::Signed;
 use host_os::operator::client::{self, OperateError};
 use host_os::operator::identity::{Identity, IdentityError};
-use host_os::operator::keys::{Operator as Entry, Operators, OperatorsError};
+use host_os::operator::keys::{Operator as Entry, Operators, OperatorsError, ShownKey};
+use host_os::operator::orders::{Action, parse_console_text, signed_bytes};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +21,18 @@ pub(crate) enum Operator {
     Revoke(Revoke),
     /// Show who may operate the node of this machine
     List(List),
+    /// Sign what a node's screen asks for, for somebody who stands before it
+    Sign(Sign),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "The answer is typed or pasted at the node's console, or brought there as a file.")]
+pub(crate) struct Sign {
+    /// File of the operator's private key
+    #[arg(long, value_name = "FILE")]
+    key: PathBuf,
+    /// The text on the screen, which is also in its QR code: REDOUBT1:ACTION:NODE:NUMBER
+    text: String,
 }
 
 #[derive(Debug, Args)]
@@ -99,6 +113,31 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// Has the node elsewhere do something; `agreed` hears the node's name before.
+    pub(crate) fn order(
+        &self,
+        action: Action,
+        agreed: impl FnOnce(&str) -> Result<(), Failure>,
+    ) -> Result<Option<Signed>, Failure> {
+        let (Some(node), Some(node_key)) = (&self.node, self.node_key) else {
+            let message = "give the node with --node and --node-key; a node on this machine is stopped by `redoubt down`";
+            return Err(Failure::usage("no-node", message));
+        };
+        let identity = self.key.as_deref().map(Identity::read).transpose()?;
+        block_on(client::order(node, node_key, identity.as_ref(), action, agreed))
+    }
+
+    /// Whether a statement holds and its key is the node's: the one that is its name, or the one that it showed.
+    pub(crate) fn is_signer(&self, signed: &Signed) -> bool {
+        let key: Option<[u8; 32]> =
+            hex::decode(&signed.public_key).ok().and_then(|bytes| bytes.try_into().ok());
+        let shown = key.map(|key| ShownKey::ed25519(&key).key_sha256);
+        let named = signed.public_key == signed.statement.node;
+        signed.holds() && (named || (shown.is_some() && shown == self.node_key))
+    }
+}
+
 pub(crate) fn run(command: Operator) -> Result<Reply, Failure> {
     match command {
         Operator::Key(Key { file }) => {
@@ -124,6 +163,23 @@ pub(crate) fn run(command: Operator) -> Result<Reply, Failure> {
             operator.revoked = true;
             write(&path, &list)
         }
+        Operator::Sign(Sign { key, text }) => {
+            let text = text.trim().to_uppercase();
+            let (action, node) = parse_console_text(&text).ok_or_else(|| {
+                Failure::usage(
+                    "not-a-challenge",
+                    "that is not what a node's screen shows: REDOUBT1:ACTION:NODE:NUMBER",
+                )
+            })?;
+            let signer = Identity::read(&key)?.into_signer();
+            let sign =
+                signer.ok_or_else(|| Failure::usage("operator-key-unusable", "the key cannot sign"))?;
+            let (public_key, signature) = sign(&signed_bytes(&text));
+            let answer = format!("{public_key}{signature}");
+            // What is signed is told apart from the answer, which may be read by a program.
+            eprintln!("This lets the node {node}... {action}.");
+            Ok(Reply::good(&answer, json!({ "action": action, "node": node, "answer": answer })))
+        }
         Operator::List(List { node }) => Ok(reply(&read(&node.node()?.operators())?)),
     }
 }
@@ -131,7 +187,7 @@ pub(crate) fn run(command: Operator) -> Result<Reply, Failure> {
 fn read(path: &Path) -> Result<Operators, Failure> {
     let bytes = match std::fs::read(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return Ok(Operators { version: 1, operators: Vec::new() });
+            return Ok(Operators { version: 1, ..Operators::default() });
         }
         read => read.map_err(|error| {
             Failure::new("operators-unusable", format!("cannot read {}: {error}", path.display()))

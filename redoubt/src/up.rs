@@ -27,25 +27,35 @@ const POLL: Duration = Duration::from_millis(150);
 pub(crate) struct Up {
     /// The release: the directory that holds manifest.json, or the manifest
     #[arg(long, value_name = "DIR")]
-    release: PathBuf,
+    pub(crate) release: PathBuf,
     #[command(flatten)]
-    root: RootArgs,
+    pub(crate) root: RootArgs,
     #[command(flatten)]
-    node: NodeDirArg,
+    pub(crate) node: NodeDirArg,
+    /// A whole machine in QEMU, with Secure Boot, TPM, NVMe and NVDIMM: the installer flashes it, HostOS starts from its disk
+    /// and starts the guest. A machine that was flashed before starts from its disk
+    #[arg(long, conflicts_with_all = ["detach", "dry_run"])]
+    pub(crate) full: bool,
+    /// Directory of that machine [default: `machine` in the node's directory]
+    #[arg(long, value_name = "DIR", requires = "full")]
+    pub(crate) machine: Option<PathBuf>,
+    /// Leave that machine running until Ctrl-C, with its screen on VNC and its serial console on a socket
+    #[arg(long, requires = "full")]
+    pub(crate) keep: bool,
     /// Leave the node running and return; `redoubt down` stops it
     #[arg(long)]
     detach: bool,
     /// Delete what the node stored before starting it
     #[arg(long)]
-    fresh: bool,
+    pub(crate) fresh: bool,
     /// Check the release, print QEMU's command line and what is measured, and start nothing
     #[arg(long, conflicts_with_all = ["detach", "fresh"])]
     dry_run: bool,
     /// Give up when the node is not ready after so many seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
-    timeout: u64,
+    pub(crate) timeout: u64,
     #[command(flatten)]
-    guest: GuestArgs,
+    pub(crate) guest: GuestArgs,
 }
 
 /// The agent, as far as this command has it.
@@ -56,6 +66,9 @@ struct Agent {
 }
 
 pub(crate) fn run(args: Up, output: &Output) -> Result<Reply, Failure> {
+    if args.full {
+        return crate::full::run(&args, output);
+    }
     let node = args.node.node()?;
     let manifest_path = std::path::absolute(manifest_path(&args.release))
         .map_err(|error| Failure::of("release-unreadable", &error))?;
@@ -293,7 +306,7 @@ impl Agent {
 }
 
 /// Fetches and verifies; a guest that has just become ready may not answer the first time.
-async fn evidence(address: SocketAddr, expected: &Expectations) -> Result<Attested, Failure> {
+pub(crate) async fn evidence(address: SocketAddr, expected: &Expectations) -> Result<Attested, Failure> {
     for _ in 0..5 {
         match fetch_and_verify(address, expected).await {
             Err(AttestError::Fetch(_)) => sleep(Duration::from_secs(1)).await,

@@ -49,6 +49,11 @@ impl Setup {
         Ok(copy)
     }
 
+    /// A program under test.
+    pub fn program(&self, name: &str) -> PathBuf {
+        self.bin.join(name)
+    }
+
     /// The command `redoubt`.
     pub fn redoubt<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(&self, arguments: I) -> Result<Output> {
         Command::new(self.bin.join("redoubt"))

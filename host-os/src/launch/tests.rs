@@ -80,7 +80,10 @@ fn kvm_changes_the_accelerator_and_nothing_else() {
     let tcg = lines(example(Accel::Tcg).arguments());
     let kvm = lines(example(Accel::Kvm).arguments());
     let changed: Vec<_> = tcg.lines().zip(kvm.lines()).filter(|(a, b)| a != b).collect();
-    assert_eq!(changed, [("-accel tcg,thread=multi,tb-size=256", "-accel kvm"), ("-cpu max", "-cpu host,-tsc-deadline")]);
+    assert_eq!(
+        changed,
+        [("-accel tcg,thread=multi,tb-size=256", "-accel kvm"), ("-cpu max", "-cpu host,-tsc-deadline")]
+    );
 }
 
 const ID_KEY: &str = include_str!("../../../attestation/tests/measurement/data/id-key.pem");

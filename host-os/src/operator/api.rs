@@ -1,20 +1,32 @@
 //! The routes, and who may use them.
 
 use super::bundle;
-use super::keys::Operators;
+use super::keys::{Operators, ShownKey};
+use super::orders::{Action, Holder, Order, OrderRefusal};
 use super::serve::Interface;
 use crate::status::metrics;
+use axum::Extension;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use axum::{Router, routing::get};
+use axum::{Router, body::Bytes, routing::get, routing::post};
 use serde::Deserialize;
 use serde_json::json;
 
 /// The key that the client of a connection proved to hold.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct ClientKey(pub(super) Option<[u8; 32]>);
+pub(super) struct ClientKey(pub(super) Option<ShownKey>);
+
+/// An operator whose key was judged, for this one request.
+#[derive(Debug, Clone)]
+struct Operator {
+    name: String,
+    key_sha256: [u8; 32],
+}
+
+/// Longest order, in bytes.
+const MAX_ORDER: usize = 4096;
 
 pub(super) fn router(interface: Interface) -> Router {
     Router::new()
@@ -23,6 +35,9 @@ pub(super) fn router(interface: Interface) -> Router {
         .route("/v1/metrics", get(figures))
         .route("/v1/logs", get(logs))
         .route("/v1/support", get(support))
+        .route("/v1/challenge", get(challenge))
+        .route("/v1/orders", post(order))
+        .layer(axum::extract::DefaultBodyLimit::max(MAX_ORDER))
         .fallback(async || error(StatusCode::NOT_FOUND, "no-such-path", "there is nothing at this path"))
         .layer(from_fn_with_state(interface.clone(), only_operators))
         .with_state(interface)
@@ -34,15 +49,12 @@ fn error(status: StatusCode, code: &str, message: impl std::fmt::Display) -> Res
 }
 
 /// Judges each request anew, by the file as it is then: a key that is revoked does not outlive it in a connection.
-async fn only_operators(State(interface): State<Interface>, request: Request, next: Next) -> Response {
+async fn only_operators(State(interface): State<Interface>, mut request: Request, next: Next) -> Response {
     let key = request.extensions().get::<ClientKey>().and_then(|key| key.0);
-    let path = interface.node.operators();
-    let operators = match std::fs::read(&path)
-        .map_err(|error| error.to_string())
-        .and_then(|bytes| Operators::from_json(&bytes).map_err(|error| error.to_string()))
-    {
+    let operators = match Operators::of_node(&interface.node, interface.orders.installed()) {
         Ok(operators) => operators,
         Err(why) => {
+            let path = interface.node.operators();
             tracing::error!(path = %path.display(), why, "the list of operators cannot be used");
             return error(
                 StatusCode::FORBIDDEN,
@@ -52,14 +64,47 @@ async fn only_operators(State(interface): State<Interface>, request: Request, ne
         }
     };
     match operators.judge(key.as_ref(), std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs()) {
-        Ok(operator) => {
-            tracing::info!(operator = operator.name, method = %request.method(), path = request.uri().path(), "operator");
+        Ok(name) => {
+            tracing::info!(operator = name, method = %request.method(), path = request.uri().path(), "operator");
+            let key_sha256 = key.map(|key| key.key_sha256).unwrap_or_default();
+            request.extensions_mut().insert(Operator { name, key_sha256 });
             next.run(request).await
         }
         Err(refusal) => {
             tracing::warn!(code = refusal.code(), "an operator's request is refused: {refusal}");
             error(StatusCode::FORBIDDEN, refusal.code(), refusal)
         }
+    }
+}
+
+async fn challenge(State(interface): State<Interface>, Extension(operator): Extension<Operator>) -> Response {
+    match interface.orders.challenge(Holder::Key(operator.key_sha256)) {
+        Ok(challenge) => axum::Json(challenge).into_response(),
+        Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "no-random-numbers", why),
+    }
+}
+
+async fn order(
+    State(interface): State<Interface>,
+    Extension(operator): Extension<Operator>,
+    body: Bytes,
+) -> Response {
+    let holder = Holder::Key(operator.key_sha256);
+    let judged = Order::parse(&body).and_then(|order| interface.orders.judge(&order, holder));
+    let action = match judged {
+        Ok(action) => action,
+        Err(refusal) => {
+            tracing::warn!(operator = operator.name, code = refusal.code(), "an order is refused: {refusal}");
+            return error(StatusCode::FORBIDDEN, refusal.code(), refusal);
+        }
+    };
+    match interface.orders.carry_out(action, &operator.name).await {
+        Ok(Some(statement)) => axum::Json(statement).into_response(),
+        Ok(None) => axum::Json(json!({ "version": 1, "action": action })).into_response(),
+        Err(OrderRefusal::NotPossible { why, .. }) if action == Action::Decommission => {
+            error(StatusCode::INTERNAL_SERVER_ERROR, "not-erased", why)
+        }
+        Err(refusal) => error(StatusCode::CONFLICT, refusal.code(), refusal),
     }
 }
 

@@ -1,9 +1,11 @@
 //! The operator's side: one request to a node's operator interface.
 
 use super::identity::Identity;
+use super::orders::{Action, Challenge, Order};
 use super::tls::client_config;
-use crate::http::{GetError, get_once};
-use hyper::body::Bytes;
+use crate::decommission::Signed;
+use crate::http::{GetError, send_once};
+use hyper::{Method, body::Bytes};
 use rustls::pki_types::ServerName;
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -81,6 +83,41 @@ pub async fn get(
     identity: Option<&Identity>,
     path: &str,
 ) -> Result<Bytes, OperateError> {
+    request(node, node_key, identity, Method::GET, path, Vec::new()).await
+}
+
+/// Has the node do something. `agreed` is asked with the node's name before the order is given, and can refuse.
+/// A statement of what was erased comes back from a node that was decommissioned.
+pub async fn order<E: From<OperateError>>(
+    node: &str,
+    node_key: [u8; 32],
+    identity: Option<&Identity>,
+    action: Action,
+    agreed: impl FnOnce(&str) -> Result<(), E>,
+) -> Result<Option<Signed>, E> {
+    let form = |error: serde_json::Error| OperateError::Answer {
+        node: node.to_owned(),
+        source: GetError::Body(error.to_string()),
+    };
+    let given = get(node, node_key, identity, "/v1/challenge").await?;
+    let Challenge { node: name, nonce, .. } = serde_json::from_slice(&given).map_err(form)?;
+    agreed(&name)?;
+    let body = serde_json::to_vec(&Order { version: 1, action, node: name, nonce }).map_err(form)?;
+    let answer = request(node, node_key, identity, Method::POST, "/v1/orders", body).await?;
+    match action {
+        Action::Decommission => Ok(Some(serde_json::from_slice(&answer).map_err(form)?)),
+        _ => Ok(None),
+    }
+}
+
+async fn request(
+    node: &str,
+    node_key: [u8; 32],
+    identity: Option<&Identity>,
+    method: Method,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<Bytes, OperateError> {
     let connector = TlsConnector::from(client_config(identity, node_key).map_err(OperateError::Key)?);
     let name = node.to_owned();
     let request = async {
@@ -90,7 +127,8 @@ pub async fn get(
         let tls = |source| OperateError::Tls { node: name.clone(), source };
         let stream =
             connector.connect(ServerName::IpAddress(address.ip().into()), stream).await.map_err(tls)?;
-        get_once(stream, node, path, MAX_ANSWER).await.map_err(|source| refused(&name, source))
+        let answer = send_once(stream, node, method, path, body, MAX_ANSWER).await;
+        answer.map_err(|source| refused(&name, source))
     };
     tokio::time::timeout(PATIENCE, request)
         .await
@@ -112,7 +150,7 @@ pub(crate) fn refused(node: &str, error: GetError) -> OperateError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::Shared;
+    use crate::http::{Shared, get_once};
     use crate::node::NodeDir;
     use crate::operator::keys::{Operator, Operators};
     use crate::operator::{Interface, serve};
@@ -129,6 +167,7 @@ mod tests {
         address: SocketAddr,
         key: [u8; 32],
         directory: tempfile::TempDir,
+        received: tokio::sync::mpsc::Receiver<crate::operator::carry::Command>,
     }
 
     impl Server {
@@ -141,14 +180,16 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
             std::fs::write(node.agent_log(), "one\ntwo\n").unwrap();
-            tokio::spawn(serve(listener, identity, Interface { shared, node }));
-            Self { address, key, directory }
+            let (commands, received) = tokio::sync::mpsc::channel(4);
+            let orders = crate::operator::carry::Orders::new(hex::encode(key), None, None, commands);
+            tokio::spawn(serve(listener, identity, Interface { shared, node, orders }));
+            Self { address, key, directory, received }
         }
 
         /// Enters this key alone.
         fn allow(&self, key_sha256: [u8; 32], not_after_unix_s: Option<u64>, revoked: bool) {
             let operator = Operator { name: "alice".into(), key_sha256, not_after_unix_s, revoked };
-            let list = Operators { version: 1, operators: vec![operator] };
+            let list = Operators { version: 1, operators: vec![operator], installed: None };
             let path = NodeDir::at(self.directory.path()).operators();
             std::fs::write(path, serde_json::to_vec(&list).unwrap()).unwrap();
         }
@@ -193,6 +234,44 @@ mod tests {
         assert_eq!(server.get(Some(&alice), "/v1/other").await.unwrap_err().code(), "operator-key-revoked");
         server.allow(alice.key_sha256, None, false);
         assert!(server.get(Some(&alice), "/v1/status").await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn orders_are_carried_out_once_and_by_name() {
+        let mut server = Server::start().await;
+        let alice = alice(&server.directory);
+        server.allow(alice.key_sha256, None, false);
+        let (node, key) = (server.address.to_string(), server.key);
+        let agree = |_: &str| Ok::<(), OperateError>(());
+        order(&node, key, Some(&alice), Action::RestartGuest, agree).await.unwrap();
+        assert!(matches!(server.received.recv().await, Some(crate::operator::carry::Command::RestartGuest)));
+        // This node is no machine of its own.
+        let error = order(&node, key, Some(&alice), Action::Reboot, agree).await.unwrap_err();
+        assert_eq!(error.code(), "order-not-possible");
+
+        let given = server.get(Some(&alice), "/v1/challenge").await.unwrap();
+        let Challenge { node: name, nonce, .. } = serde_json::from_slice(&given).unwrap();
+        let post = async |order: &Order| {
+            let body = serde_json::to_vec(order).unwrap();
+            request(&node, key, Some(&alice), Method::POST, "/v1/orders", body).await
+        };
+        let action = Action::RestartGuest;
+        let recorded = Order { version: 1, action, node: name, nonce };
+        post(&recorded).await.unwrap();
+        let refused = async |order: &Order| post(order).await.unwrap_err().code().to_owned();
+        assert_eq!(refused(&recorded).await, "order-challenge-unknown", "a replay");
+        let elsewhere = Order { node: "00".repeat(32), ..recorded.clone() };
+        assert_eq!(refused(&elsewhere).await, "order-for-another-node");
+        let made_up = Order { nonce: "00".repeat(16), ..recorded.clone() };
+        assert_eq!(refused(&made_up).await, "order-challenge-unknown");
+        assert_eq!(refused(&Order { version: 2, ..recorded }).await, "order-malformed");
+        for body in [&b"{"[..], b"", &[0xff; 100], &[b'x'; 9000]] {
+            let answer = request(&node, key, Some(&alice), Method::POST, "/v1/orders", body.to_vec()).await;
+            assert!(answer.is_err(), "{body:?}");
+        }
+        server.allow(alice.key_sha256, None, true);
+        let error = order(&node, key, Some(&alice), Action::RestartGuest, agree).await.unwrap_err();
+        assert_eq!(error.code(), "operator-key-revoked");
     }
 
     #[tokio::test]

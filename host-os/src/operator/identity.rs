@@ -1,7 +1,9 @@
 //! TLS keys without authorities: the host's own, and an operator's. A certificate is only the form in which TLS wants
 //! to see a key; nothing else in it counts.
 
+use crate::decommission::Signer;
 use crate::tls::public_key;
+use ring::signature::KeyPair;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use sha2::{Digest, Sha256};
@@ -77,6 +79,18 @@ impl Identity {
         }
     }
 
+    /// The 32 bytes of the public key, as the installer's configuration takes an operator's.
+    pub fn public_key(&self) -> Option<[u8; 32]> {
+        ed25519_of(&self.certificate)
+    }
+
+    /// Signs with this key; gives the public key and the signature, hexadecimal.
+    pub fn into_signer(self) -> Option<Signer> {
+        let key = ring::signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(self.key.secret_der()).ok()?;
+        let public_key = hex::encode(key.public_key().as_ref());
+        Some(Box::new(move |bytes| (public_key.clone(), hex::encode(key.sign(bytes).as_ref()))))
+    }
+
     fn around(key: &rcgen::KeyPair) -> Result<Self, String> {
         let params =
             rcgen::CertificateParams::new(Vec::<String>::new()).map_err(|error| error.to_string())?;
@@ -85,6 +99,19 @@ impl Identity {
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(str::to_owned)?;
         Ok(Self { certificate, key, key_sha256 })
     }
+}
+
+/// SubjectPublicKeyInfo of an ed25519 key before its 32 bytes (RFC 8410, 4).
+const ED25519: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
+
+/// The 32 bytes of an ed25519 key in a certificate; none if it is a key of another kind.
+pub(crate) fn ed25519_of(certificate: &CertificateDer<'_>) -> Option<[u8; 32]> {
+    public_key(certificate).ok()?.strip_prefix(&ED25519)?.try_into().ok()
+}
+
+/// SHA-256 of the SubjectPublicKeyInfo of an ed25519 key.
+pub fn key_sha256_of(public_key: &[u8; 32]) -> [u8; 32] {
+    Sha256::new().chain_update(ED25519).chain_update(public_key).finalize().into()
 }
 
 /// SHA-256 of the public key in a certificate.
@@ -103,6 +130,7 @@ mod tests {
         let path = directory.path().join("key.pem");
         let made = Identity::read_or_create(&path).unwrap();
         assert_eq!(Identity::read_or_create(&path).unwrap().key_sha256, made.key_sha256);
+        assert_eq!(key_sha256_of(&made.public_key().unwrap()), made.key_sha256);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(Identity::create(&path), Err(IdentityError::Io { action: "create", .. })));
         std::fs::write(&path, "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").unwrap();

@@ -1,6 +1,8 @@
 //! Who may operate the node: public keys with names, from a file. Pure.
 
+use crate::node::NodeDir;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
 /// The file `operators.json` of a node directory.
 ///
@@ -13,6 +15,28 @@ pub struct Operators {
     pub version: u32,
     /// The keys.
     pub operators: Vec<Operator>,
+    /// Fingerprint of the operator's key that the node was installed with: SHA-256 of its 32 bytes. Not in the file.
+    #[serde(skip)]
+    pub installed: Option<[u8; 32]>,
+}
+
+/// A key that somebody proved to hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShownKey {
+    /// SHA-256 of its SubjectPublicKeyInfo.
+    pub key_sha256: [u8; 32],
+    /// SHA-256 of its 32 bytes, if it is an ed25519 key.
+    pub fingerprint: Option<[u8; 32]>,
+}
+
+impl ShownKey {
+    /// From the 32 bytes of an ed25519 key.
+    pub fn ed25519(public_key: &[u8; 32]) -> Self {
+        Self {
+            key_sha256: super::identity::key_sha256_of(public_key),
+            fingerprint: Some(Sha256::digest(public_key).into()),
+        }
+    }
 }
 
 /// One operator's key.
@@ -90,18 +114,40 @@ impl Operators {
         }
     }
 
-    /// Whose key this is, if it may be used now; the time is in seconds since 1970.
-    pub fn judge(&self, key_sha256: Option<&[u8; 32]>, now_unix_s: u64) -> Result<&Operator, KeyRefusal> {
-        let key = key_sha256.ok_or(KeyRefusal::Missing)?;
-        let found = self.operators.iter().find(|operator| operator.key_sha256 == *key);
-        let operator = found.ok_or(KeyRefusal::Unknown(*key))?;
+    /// Those of a node: of its file, if there is one, and of its installation. What is listed in the file counts first, so
+    /// that the installation's key can be revoked there.
+    pub fn of_node(node: &NodeDir, installed: Option<[u8; 32]>) -> Result<Self, String> {
+        let listed = match std::fs::read(node.operators()) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && installed.is_some() => {
+                Self { version: 1, ..Self::default() }
+            }
+            read => {
+                let bytes = read.map_err(|error| error.to_string())?;
+                Self::from_json(&bytes).map_err(|error| error.to_string())?
+            }
+        };
+        Ok(Self { installed, ..listed })
+    }
+
+    /// The name of whose key this is, if it may be used now; the time is in seconds since 1970.
+    pub fn judge(&self, shown: Option<&ShownKey>, now_unix_s: u64) -> Result<String, KeyRefusal> {
+        let shown = shown.ok_or(KeyRefusal::Missing)?;
+        let found = self.operators.iter().find(|operator| operator.key_sha256 == shown.key_sha256);
+        let Some(operator) = found else {
+            let of_installation = self.installed.is_some() && self.installed == shown.fingerprint;
+            return if of_installation {
+                Ok("installer".into())
+            } else {
+                Err(KeyRefusal::Unknown(shown.key_sha256))
+            };
+        };
         if operator.revoked {
             return Err(KeyRefusal::Revoked(operator.name.clone()));
         }
         if operator.not_after_unix_s.is_some_and(|end| now_unix_s >= end) {
             return Err(KeyRefusal::Expired(operator.name.clone()));
         }
-        Ok(operator)
+        Ok(operator.name.clone())
     }
 }
 
@@ -120,15 +166,29 @@ mod tests {
     #[test]
     fn only_listed_keys_in_their_time_are_taken() {
         let operators = |rest| Operators::from_json(list(&entry(1, rest)).as_bytes()).unwrap();
-        let (key, other) = ([1; 32], [2; 32]);
-        assert_eq!(operators("").judge(Some(&key), 100).unwrap().name, "alice");
-        let refused = |rest, key: Option<&[u8; 32]>, now| operators(rest).judge(key, now).unwrap_err().code();
+        let [key, other] = [1, 2].map(|byte| ShownKey { key_sha256: [byte; 32], fingerprint: None });
+        assert_eq!(operators("").judge(Some(&key), 100).unwrap(), "alice");
+        let refused = |rest, key: Option<&ShownKey>, now| operators(rest).judge(key, now).unwrap_err().code();
         assert_eq!(refused("", None, 0), "operator-key-missing");
         assert_eq!(refused("", Some(&other), 0), "operator-key-unknown");
         assert_eq!(refused(r#","revoked":true"#, Some(&key), 0), "operator-key-revoked");
         let expiring = r#","not_after_unix_s":100"#;
         assert!(operators(expiring).judge(Some(&key), 99).is_ok());
         assert_eq!(refused(expiring, Some(&key), 100), "operator-key-expired");
+    }
+
+    #[test]
+    fn the_key_of_the_installation_counts_until_the_file_revokes_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let node = NodeDir::at(directory.path());
+        let key = ShownKey::ed25519(&[3; 32]);
+        let judge = |installed| Operators::of_node(&node, installed).unwrap().judge(Some(&key), 0);
+        assert!(Operators::of_node(&node, None).is_err(), "nobody");
+        assert_eq!(judge(key.fingerprint).unwrap(), "installer");
+        assert_eq!(judge(Some([9; 32])).unwrap_err().code(), "operator-key-unknown");
+        let revoked = entry(1, r#","revoked":true"#).replace(&"01".repeat(32), &hex::encode(key.key_sha256));
+        std::fs::write(node.operators(), list(&revoked)).unwrap();
+        assert_eq!(judge(key.fingerprint).unwrap_err().code(), "operator-key-revoked");
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! The listener: TLS, limits, one task for each connection.
 
 use super::api::{ClientKey, router};
-use super::identity::{Identity, key_of};
+use super::carry::Orders;
+use super::identity::{Identity, ed25519_of, key_of};
+use super::keys::ShownKey;
 use crate::http::Shared;
 use crate::node::NodeDir;
 use axum::Extension;
@@ -26,6 +28,7 @@ const LIFETIME: Duration = Duration::from_secs(300);
 pub(crate) struct Interface {
     pub(crate) shared: Shared,
     pub(crate) node: NodeDir,
+    pub(crate) orders: Orders,
 }
 
 /// Serves until the task is dropped.
@@ -60,7 +63,10 @@ pub(crate) async fn serve(
 async fn connection(client: TcpStream, acceptor: TlsAcceptor, routes: axum::Router) {
     let Ok(Ok(stream)) = timeout(PATIENCE, acceptor.accept(client)).await else { return };
     let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let key = ClientKey(shown.and_then(|certificate| key_of(certificate).ok()));
+    let key = ClientKey(shown.and_then(|certificate| match ed25519_of(certificate) {
+        Some(public_key) => Some(ShownKey::ed25519(&public_key)),
+        None => Some(ShownKey { key_sha256: key_of(certificate).ok()?, fingerprint: None }),
+    }));
     let service = TowerToHyperService::new(routes.layer(Extension(key)));
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

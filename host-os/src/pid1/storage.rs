@@ -4,6 +4,7 @@
 //! The configuration partition holds records and no file system; the state partition gets its file system here, once.
 
 use super::verity;
+use crate::installation::CONFIGURATION;
 use crate::sys;
 use crate::tpm::{
     self,
@@ -32,8 +33,6 @@ use std::{
 const GUEST: &str = "/guest";
 /// Where the state is mounted.
 pub(super) const STATE: &str = "/state";
-/// Where the agent finds the verified configuration.
-const CONFIGURATION: &str = "/run/configuration.json";
 /// Makes the file system.
 const MAKER: &str = "/usr/sbin/mke2fs";
 /// What the record of the state says when its file system is complete.
