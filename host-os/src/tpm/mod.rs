@@ -18,7 +18,8 @@ pub mod client;
 pub mod records;
 pub mod sealing;
 pub mod serve;
-#[cfg(all(test, feature = "tpm"))]
+#[cfg(test)]
+#[cfg(feature = "tpm")]
 mod tests;
 #[cfg(feature = "tpm")]
 pub mod tss;
