@@ -137,6 +137,7 @@ pub(crate) fn channels() -> Result<(Ends, [QemuEnd; 3], Channels), SpawnError> {
 
 impl Guest {
     /// Starts QEMU. Must be called on the agent's main thread (see [`crate::sys`]).
+    #[expect(clippy::too_many_arguments, reason = "each is another thing; one caller")]
     pub(crate) fn spawn(
         qemu: &Path,
         launch: &Launch,

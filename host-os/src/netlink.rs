@@ -200,20 +200,15 @@ impl Socket {
         let mut open: Vec<u32> =
             (first..).zip(batch).filter(|(_, message)| asks(message)).map(|(number, _)| number).collect();
         let mut buffer = vec![0; 64 * 1024];
-        let mut result = Ok(());
         while !open.is_empty() {
             let length = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
             for (_, number, body) in messages(&buffer[..length]).filter(|(kind, ..)| *kind == ERROR) {
                 open.retain(|waiting| *waiting != number);
-                let verdict = verdict(body);
-                if verdict.is_err() {
-                    // The whole batch is refused then; what refused it first counts.
-                    return verdict;
-                }
-                result = verdict;
+                // The whole batch is refused then; what refused it first counts.
+                verdict(body)?;
             }
         }
-        result
+        Ok(())
     }
 
     /// Asks for all of a kind.
