@@ -353,17 +353,11 @@ fn random() -> [u8; 32] {
     bytes
 }
 
-/// The Internet Computer's limits, with memories that fit this machine: what is touched of them, and what one message
-/// writes to stable memory, is in RAM, and a message that exhausted the machine would be executed again after each
-/// restart. Stable memory as such is on the medium.
+/// The Internet Computer's limits. A message that exhausted the machine would be executed again after each restart, so
+/// programs leave a part of its memory alone: an eighth, between 64 MiB and 1 GiB.
 fn execution_limits() -> execution::Limits {
     let limits = execution::Limits::default();
     let Ok(machine) = nix::sys::sysinfo::sysinfo() else { return limits };
-    let most = machine.ram_total() / 4;
-    execution::Limits {
-        memory32_bytes: limits.memory32_bytes.min(most),
-        memory64_bytes: limits.memory64_bytes.min(most),
-        stable_change_bytes: limits.stable_change_bytes.min(most),
-        ..limits
-    }
+    let spare_ram_bytes = (machine.ram_total() / 8).clamp(64 << 20, 1 << 30);
+    execution::Limits { spare_ram_bytes, ..limits }
 }

@@ -57,7 +57,8 @@ fn motoko() -> Result<Option<Vec<u8>>, Failure> {
 }
 
 fn main() -> Result<(), Failure> {
-    // As in other benchmarks, a word selects what is run: tracking, rollback or durable.
+    // As in other benchmarks, a word selects what is run: tracking, rollback, durable, or of the latter only timer,
+    // engine or readers.
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
     let wanted = |part: &str| only.as_deref().is_none_or(|only| only == part);
     let mut rows = Vec::new();
@@ -72,10 +73,11 @@ fn main() -> Result<(), Failure> {
             rows.push(row(figure, "us", ours * 1e6, reference * 1e6, 1.2));
         }
     }
-    if wanted("durable") {
-        let bare = Pair::new(&stores("i32")?)?.bare(clock, "bare", 1_000_000)?;
+    let parts = ["timer", "engine", "readers"];
+    let parts: Vec<&str> = parts.into_iter().filter(|part| wanted("durable") || wanted(part)).collect();
+    if !parts.is_empty() {
         let shared = Path::new("/dev/shm").join(format!("redoubt-bench-{}", std::process::id()));
-        let measured = durable(&mut rows, &shared, bare);
+        let measured = durable(&mut rows, &mut notes, &shared, &parts);
         let _ = std::fs::remove_file(&shared);
         measured?;
     }
@@ -114,44 +116,70 @@ fn tracking(rows: &mut Vec<Value>, notes: &mut Vec<String>) -> Result<(), Failur
     Ok(())
 }
 
-/// Updates of one page on shared memory, as if it were NVRAM, through the whole engine.
-fn durable(rows: &mut Vec<Value>, path: &Path, bare: f64) -> Result<(), Failure> {
+/// Updates of one page on shared memory, as if it were NVRAM.
+fn durable(
+    rows: &mut Vec<Value>,
+    notes: &mut Vec<String>,
+    path: &Path,
+    parts: &[&str],
+) -> Result<(), Failure> {
+    let bare = Pair::new(&stores("i32")?)?.bare(clock, "bare", 1_000_000)?;
+    notes.push(
+        "bare call: the same program without marks, compiled with the engine's settings (fuel, NaN canonicalization), \
+         its function with the same two instructions on memory called through the same kind of typed handle, one \
+         million times in a row: no message, nothing kept"
+            .to_owned(),
+    );
+    notes.push(
+        "by a timer: one durable run of canister_global_timer, of which queries see the result; whole engine: an ingress \
+         message made durable in the queue (one commit), executed, its answer and the changed page made durable (another)"
+            .to_owned(),
+    );
     for (plain, name, target) in [(true, "plain", 25.0), (false, "sealed", 60.0)] {
         let mut node = Node::new(medium(true, path, 256 << 20)?, plain, &stores("i32")?)?;
         node.seconds_per_call(clock, "one", &[], 2000)?;
-        let mut seconds = Vec::new();
-        for _ in 0..5 {
-            seconds.push(node.seconds_per_task(clock, 2000)?);
+        for part in parts {
+            let mut seconds = Vec::new();
+            match *part {
+                "timer" => {
+                    for _ in 0..ROUNDS {
+                        seconds.push(node.seconds_per_task(clock, 2000)?);
+                    }
+                    let figure = format!("durable 1-page update by a timer, {name} / bare call");
+                    rows.push(row(figure, "us", median(&mut seconds) * 1e6, bare * 1e6, target));
+                }
+                "engine" => {
+                    for _ in 0..ROUNDS {
+                        seconds.push(node.seconds_per_call(clock, "one", &[], 2000)?);
+                    }
+                    let figure = format!("durable 1-page update, whole engine, {name} / bare call");
+                    rows.push(row(figure, "us", median(&mut seconds) * 1e6, bare * 1e6, target));
+                }
+                _ if plain => {}
+                _ => rows.push(beside_readers(&mut node)?),
+            }
         }
-        let figure = format!("durable 1-page update by a timer, {name} / bare call");
-        rows.push(row(figure, "us", median(&mut seconds) * 1e6, bare * 1e6, target));
-        seconds.clear();
-        for _ in 0..5 {
-            seconds.push(node.seconds_per_call(clock, "one", &[], 2000)?);
-        }
-        let figure = format!("durable 1-page update, whole engine, {name} / bare call");
-        rows.push(row(figure, "us", median(&mut seconds) * 1e6, bare * 1e6, target));
-        if plain {
-            continue;
-        }
-        // The writer has a processor to itself, the readers share another.
-        let place = |cpu: usize| {
-            let mut set = nix::sched::CpuSet::new();
-            let _ = set.set(cpu);
-            let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
-        };
-        place(0);
-        let (mut alone, mut beside) = (Vec::new(), Vec::new());
-        let mut answered = 0;
-        for _ in 0..7 {
-            alone.push(node.seconds_per_call_with_readers(clock, "one", "read", 2000, 0, || place(1))?.0);
-            let (seconds, queries) =
-                node.seconds_per_call_with_readers(clock, "one", "read", 2000, 2, || place(1))?;
-            beside.push(seconds);
-            answered += queries;
-        }
-        let figure = format!("update beside 2 readers on another processor ({answered} queries) / alone");
-        rows.push(row(figure, "us", median(&mut beside) * 1e6, median(&mut alone) * 1e6, 1.1));
     }
     Ok(())
+}
+
+/// The writer has a processor to itself, the readers share another.
+fn beside_readers(node: &mut Node) -> Result<Value, Failure> {
+    let place = |cpu: usize| {
+        let mut set = nix::sched::CpuSet::new();
+        let _ = set.set(cpu);
+        let _ = nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set);
+    };
+    place(0);
+    let (mut alone, mut beside) = (Vec::new(), Vec::new());
+    let mut answered = 0;
+    for _ in 0..7 {
+        alone.push(node.seconds_per_call_with_readers(clock, "one", "read", 2000, 0, || place(1))?.0);
+        let (seconds, queries) =
+            node.seconds_per_call_with_readers(clock, "one", "read", 2000, 2, || place(1))?;
+        beside.push(seconds);
+        answered += queries;
+    }
+    let figure = format!("update beside 2 readers on another processor ({answered} queries) / alone");
+    Ok(row(figure, "us", median(&mut beside) * 1e6, median(&mut alone) * 1e6, 1.1))
 }

@@ -229,10 +229,13 @@ pub struct Limits {
     pub module_bytes: u64,
     /// Messages that may wait in the queue before ingress is refused.
     pub queue: usize,
+    /// Bytes of the machine's memory that programs must leave available; 0: they may use all there is. Memories take
+    /// room only where they are touched; a message that finds none is undone and refused.
+    pub spare_ram_bytes: u64,
 }
 
 impl Default for Limits {
-    /// The Internet Computer's limits.
+    /// The Internet Computer's limits, and none of the machine's.
     fn default() -> Self {
         Self {
             update_instructions: 40_000_000_000,
@@ -246,6 +249,7 @@ impl Default for Limits {
             stable_change_bytes: 2 << 30,
             module_bytes: 100 << 20,
             queue: 10_000,
+            spare_ram_bytes: 0,
         }
     }
 }

@@ -14,7 +14,7 @@ use crate::instance::{Code, Entry, Program, START_ENTRY};
 use crate::prepare::{prepare, prepare_untracked};
 use crate::store::{PAGE, Page, SpaceId};
 use crate::syscalls::{Call, Mode};
-use crate::working::{Loader, Working};
+use crate::working::{Loader, Ram, Working};
 
 /// Why something could not be measured.
 pub type Failure = Box<dyn std::error::Error>;
@@ -235,10 +235,11 @@ fn run(
 /// copying as many pages to such places.
 pub fn roll_back(clock: Clock, pages: usize, rounds: usize) -> Result<(f64, f64), Failure> {
     const MEMORY: u64 = 65536;
-    let current = Arc::new(std::sync::RwLock::new(None));
-    let mut working = Working::new(&Loader::whole(), current.clone(), SpaceId(0))?;
+    let current = Arc::new(crate::sync::RwLock::new(None));
+    let loader = Loader::whole(Arc::new(Ram::new(0)));
+    let mut working = Working::new(&loader, current.clone(), SpaceId(0))?;
     working.make_for_bench(MEMORY)?;
-    let mut other = Working::new(&Loader::whole(), current, SpaceId(0))?;
+    let mut other = Working::new(&loader, current, SpaceId(0))?;
     other.make_for_bench(MEMORY)?;
     let mut random = 88_172_645_463_325_252u64;
     let mut next = || {
@@ -252,11 +253,12 @@ pub fn roll_back(clock: Clock, pages: usize, rounds: usize) -> Result<(f64, f64)
     for _ in 0..rounds {
         let places: Vec<u64> = (0..pages).map(|_| next()).collect();
         for page in &places {
-            assert!(working.write_bytes(page * PAGE as u64 + 100, &[1; 8]), "inside");
+            assert!(working.write_bytes(page * PAGE as u64 + 100, &[1; 8])?, "inside");
         }
         let start = clock();
         working.roll_back()?;
         ours.push(clock() - start);
+        working.afford(u64::MAX);
         let places: Vec<u64> = (0..pages).map(|_| next()).collect();
         for page in &places {
             other.overwrite_for_bench(*page, &[7; 8]);

@@ -1,7 +1,7 @@
 //! The engine: takes messages, executes them one after the other, and makes each durable before it shows.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 
 use candid::Principal;
 
@@ -14,7 +14,8 @@ use crate::messages::{HEARTBEAT, TIMER};
 use crate::query::Queries;
 use crate::state::{Canister, Lent, Message, Origin, Run, State, StatusRecord, Subnet, World};
 use crate::store::{Batch, CommitError, Heap, PAGE, Page, ReadError, Snapshot, SpaceId, Status};
-use crate::working::{Current, Loader};
+use crate::sync::RwLock;
+use crate::working::{Current, Loader, Ram};
 
 /// Time between two heartbeats of a canister, in ns.
 const HEARTBEAT_NS: u64 = 1_000_000_000;
@@ -50,6 +51,17 @@ pub(crate) enum Kept {
     Spaces(Vec<SpaceChange>, CodeChange),
 }
 
+impl Kept {
+    /// The canister whose instance has changes.
+    fn canister(&self) -> Option<Principal> {
+        match self {
+            Self::Memory(id) => Some(*id),
+            Self::Code(new) => Some(new.canister),
+            Self::Nothing | Self::Spaces(..) => None,
+        }
+    }
+}
+
 /// A change of all spaces of a canister or snapshot, by its number.
 pub(crate) enum SpaceChange {
     Clone { from: u64, to: u64 },
@@ -80,9 +92,11 @@ impl Engine {
         let Config {
             subnet_id, root_public_key_der, canister_range, randomness, limits, lazy_memory, ..
         } = config;
-        let wasm = Wasm::new(if lazy_memory { Loader::lazy() } else { Loader::whole() });
+        let ram = Arc::new(Ram::new(limits.spare_ram_bytes));
+        let loader = if lazy_memory { Loader::lazy(ram.clone()) } else { Loader::whole(ram.clone()) };
+        let wasm = Wasm::new(loader);
         let wasm = Arc::new(wasm.map_err(|error| OpenError::Wasmtime(format!("{error:#}")))?);
-        let config = Arc::new(Subnet { subnet_id, root_public_key_der, canister_range, limits });
+        let config = Arc::new(Subnet { subnet_id, root_public_key_der, canister_range, limits, ram });
         let snapshot = heap.snapshot();
         let queries = Queries::new(wasm.clone(), config.clone(), snapshot.clone());
         let state = State::load(&snapshot)?;
@@ -175,21 +189,22 @@ impl Engine {
             progress.executed += 1;
         }
         while self.instructions < self.world.config.limits.round_instructions {
-            let Some((id, message)) = self.world.state.messages.committed().first_key_value() else {
+            let Some((id, _)) = self.world.state.messages.committed().first_key_value() else {
                 progress.idle = true;
                 break;
             };
-            let (id, message) = (*id, message.clone());
-            let lost = message.clone();
+            let id = *id;
             self.step(
                 |engine| {
-                    let kept = engine.process(message);
+                    let message = engine.world.state.messages.committed().get(&id).cloned();
+                    let kept = message.map_or(Kept::Nothing, |message| engine.process(message));
                     engine.world.state.messages.remove(&id);
                     kept
                 },
                 |engine, reject| {
-                    engine.give_up(lost, reject);
-                    engine.world.state.messages.remove(&id);
+                    if let Some(lost) = engine.world.state.messages.remove(&id) {
+                        engine.give_up(lost, reject);
+                    }
                 },
             )?;
             progress.executed += 1;
@@ -197,24 +212,29 @@ impl Engine {
         Ok(progress)
     }
 
-    /// Executes and commits. If the commit fails, all is undone and `give_up` commits the failure instead.
+    /// Executes and commits. If the commit fails, all is undone and `give_up` commits the failure instead. What did not
+    /// find memory is executed once more, after what waits in memory for its next message was dropped.
     fn step(
         &mut self,
-        execute: impl FnOnce(&mut Self) -> Kept,
+        execute: impl Fn(&mut Self) -> Kept,
         give_up: impl FnOnce(&mut Self, Reject),
     ) -> Result<(), RunError> {
-        let kept = execute(self);
-        let canister = match &kept {
-            Kept::Memory(id) => Some(*id),
-            Kept::Code(new) => Some(new.canister),
-            Kept::Nothing | Kept::Spaces(..) => None,
-        };
+        let ram = self.world.config.ram.clone();
+        if ram.is_short() {
+            self.drop_instances();
+        }
+        // Whether somebody else was refused is not of interest.
+        ram.refused();
+        let mut kept = execute(self);
+        if ram.refused() {
+            self.undo(kept.canister());
+            self.drop_instances();
+            kept = execute(self);
+        }
+        let canister = kept.canister();
         let Err(error) = self.commit(kept) else { return Ok(()) };
         tracing::error!("a message could not be committed: {error}");
-        match canister {
-            Some(id) => self.roll_back(id),
-            None => self.world.discard(),
-        }
+        self.undo(canister);
         let text =
             format!("The message was executed and undone, for its effects could not be stored: {error}");
         give_up(self, Reject::new(ErrorCode::SubnetOversubscribed, text));
@@ -222,6 +242,22 @@ impl Engine {
             self.world.discard();
             RunError::Commit(error)
         })
+    }
+
+    fn undo(&mut self, canister: Option<Principal>) {
+        match canister {
+            Some(id) => self.roll_back(id),
+            None => self.world.discard(),
+        }
+    }
+
+    /// Gives back the memory of canisters and of those that answer queries; what is called next is read again.
+    fn drop_instances(&mut self) {
+        self.codes.values_mut().for_each(Code::rest);
+        self.queries.rest();
+        if self.world.config.ram.look() {
+            tracing::warn!("the machine is short of memory; messages that touch much of it are refused");
+        }
     }
 
     /// Answers a message that cannot be executed.
@@ -240,13 +276,10 @@ impl Engine {
         match &mut kept {
             Kept::Memory(id) => {
                 if let Some(code) = self.codes.get_mut(id) {
-                    collect(&mut self.world, code, *id);
-                    if let Some(canister) = self.world.state.canisters.get_mut(id) {
-                        canister.version += 1;
-                    }
+                    collect(&mut self.world, code, *id, 1);
                 }
             }
-            Kept::Code(new) => collect(&mut self.world, &mut new.code, new.canister),
+            Kept::Code(new) => collect(&mut self.world, &mut new.code, new.canister, 0),
             Kept::Nothing | Kept::Spaces(..) => {}
         }
         let mut batch = Batch::new();
@@ -328,14 +361,10 @@ impl Engine {
     fn note_changes(&mut self) {
         let Self { world, changes, .. } = self;
         changes.requests.extend(world.state.statuses.pending().map(|(id, ..)| *id));
-        let seen = |canister: Option<&Canister>| {
-            canister.map(|canister| {
-                let hash = canister.module.as_ref().map(|module| module.hash);
-                (hash, canister.controllers.clone(), canister.certified_data.clone())
-            })
-        };
         let canisters = world.state.canisters.pending();
-        let canisters = canisters.filter(|(_, before, after)| seen(*before) != seen(*after));
+        let canisters = canisters.filter(|(_, before, after)| {
+            !before.zip(*after).is_some_and(|(one, other)| looks_like(one, other))
+        });
         changes.canisters.extend(canisters.map(|(id, ..)| *id));
     }
 
@@ -346,12 +375,12 @@ impl Engine {
 
     /// Makes sure that the instance of a canister with code exists.
     pub(crate) fn attach(&mut self, id: Principal) -> Result<(), Reject> {
-        let canister = self.world.state.canisters.committed().get(&id);
-        if let (Some(canister), Some(code)) = (canister, self.codes.get_mut(&id)) {
-            code.attach(&self.wasm, &self.world, &self.current, canister)
-                .map_err(|why| cannot_start(id, &why))?;
+        match self.codes.get_mut(&id) {
+            Some(code) => {
+                code.attach(&self.wasm, &self.world, &self.current, &id).map_err(|why| cannot_start(id, &why))
+            }
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn beats(&self, id: &Principal, canister: &Canister) -> bool {
@@ -361,9 +390,9 @@ impl Engine {
 
     /// When a canister's timer is due, if ever.
     fn timer(&self, id: &Principal, canister: &Canister) -> Option<u64> {
-        let waits =
-            canister.timer_ns > 0 && matches!(canister.run, Run::Running) && self.codes.contains_key(id);
-        waits.then_some(canister.timer_ns)
+        let time = self.world.state.progress.committed().get(id)?.timer_ns;
+        let waits = time > 0 && matches!(canister.run, Run::Running) && self.codes.contains_key(id);
+        waits.then_some(time)
     }
 
     fn due_tasks(&mut self) -> Vec<(Principal, &'static str)> {
@@ -484,12 +513,19 @@ impl Engine {
 }
 
 /// Ends a program's execution: lists what changed in its memory, and puts its globals into the pending records.
-fn collect(world: &mut World, code: &mut Code, id: Principal) {
+fn collect(world: &mut World, code: &mut Code, id: Principal, versions: u64) {
     code.collect();
-    let globals = code.globals();
-    if let Some(canister) = world.state.canisters.get_mut(&id) {
-        canister.globals = globals;
+    if let Some(progress) = world.state.progress.get_mut(&id) {
+        code.read_globals(&mut progress.globals);
+        progress.version += versions;
     }
+}
+
+/// Whether outsiders see the same of both; see [`CanisterView`].
+fn looks_like(one: &Canister, other: &Canister) -> bool {
+    one.module == other.module
+        && one.controllers == other.controllers
+        && one.certified_data == other.certified_data
 }
 
 /// The spaces of a canister or snapshot with this number.

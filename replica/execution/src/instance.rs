@@ -1,22 +1,21 @@
 //! Live wasm instances: compiled at first use, filled from a snapshot as they go, and taken back to it after
 //! whatever must leave no trace.
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use candid::Principal;
 use wasmtime::{
     Caller, Config, Engine, Global, Instance, InstancePre, Linker, Module, OperatorCost, OptLevel, Ref,
-    ResourceLimiter, Store, Trap, V128, Val,
+    ResourceLimiter, Store, Trap, TypedFunc, V128, Val,
 };
 
 use crate::api::{ErrorCode, Limits, Reject};
 use crate::prepare::{ADDED, GlobalType, MARK, MARK_RANGE, MEMORY, Prepared, START, TABLE};
-use crate::state::{Canister, Closure, Lent, WASM_PAGE, World};
+use crate::state::{Closure, Lent, WASM_PAGE, World};
 use crate::store::{Batch, PAGE, SpaceId};
 use crate::syscalls::{Call, Context, Mode, Pointer, Stop, link, link_legacy};
-use crate::working::{
-    CARD_BYTES, Creator, Current, GUARD, Loader, RESERVATION, Undone, Working, with_memories,
-};
+use crate::working::{Creator, Current, GUARD, Loader, RESERVATION, Undone, Working, layout, with_memories};
 
 /// Stack that a program may use, in bytes; the engine's thread needs twice that.
 const MAX_STACK: usize = 1 << 20;
@@ -81,14 +80,24 @@ fn only_nops_cost() -> wasmtime::Result<OperatorCost> {
 
 /// What prepared modules tell before they change their memory.
 fn link_marks<P: Pointer>(linker: &mut Linker<Context>) -> wasmtime::Result<()> {
-    linker.func_wrap(ADDED, MARK, |mut caller: Caller<'_, Context>, page: i32| {
-        if let Some(working) = &mut caller.data_mut().working {
-            working.mark(page.cast_unsigned());
+    linker.func_wrap(ADDED, MARK, |mut caller: Caller<'_, Context>, page: i32| -> wasmtime::Result<()> {
+        let left = caller.get_fuel()?;
+        let context = caller.data_mut();
+        let instructions = context.call.limit.saturating_sub(left);
+        match &mut context.working {
+            Some(working) => working
+                .mark_for_program(page.cast_unsigned(), instructions)
+                .map_err(|short| Stop::Memory(short).into()),
+            None => Ok(()),
         }
     })?;
-    linker.func_wrap(ADDED, MARK_RANGE, |mut caller: Caller<'_, Context>, start: P, length: P| {
-        caller.data_mut().mark(start.get(), length.get());
-    })?;
+    linker.func_wrap(
+        ADDED,
+        MARK_RANGE,
+        |mut caller: Caller<'_, Context>, start: P, length: P| -> wasmtime::Result<()> {
+            caller.data_mut().mark(start.get(), length.get())
+        },
+    )?;
     Ok(())
 }
 
@@ -174,7 +183,7 @@ impl Code {
         let mut live = Live::attached(wasm, &self.program, limits, current, space, from.committed_pages())?;
         live.grow(from.pages())?;
         if let Some(working) = &mut live.store.data_mut().working {
-            working.adopt(from);
+            working.adopt(from).map_err(|short| short.to_string())?;
         }
         self.live = Some(live);
         Ok(())
@@ -185,7 +194,7 @@ impl Code {
         let working = self.live.as_mut().and_then(|live| live.store.data_mut().working.as_mut());
         let Some(working) = working else { return Ok(()) };
         for (address, bytes) in &self.program.prepared.data {
-            if !working.write_bytes(*address, bytes) {
+            if !working.write_bytes(*address, bytes).map_err(|short| short.to_string())? {
                 return Err(format!(
                     "data segment of {} bytes at {address} is outside the memory",
                     bytes.len()
@@ -201,16 +210,22 @@ impl Code {
         wasm: &Wasm,
         world: &World,
         current: &Current,
-        canister: &Canister,
+        id: &Principal,
     ) -> Result<(), String> {
         if self.live.is_some() {
             return Ok(());
         }
+        let state = &world.state;
+        let Some((canister, progress)) =
+            state.canisters.committed().get(id).zip(state.progress.committed().get(id))
+        else {
+            return Ok(());
+        };
         let space = canister.memory_space();
         let pages = world.snapshot.space_pages(space).map_err(|error| error.to_string())?.unwrap_or(0);
         let limits = &world.config.limits;
         let mut live = Live::attached(wasm, &self.program, limits, current.clone(), space, pages)?;
-        live.set_globals(&self.program.prepared, &canister.globals);
+        live.set_globals(&self.program.prepared, &progress.globals);
         self.live = Some(live);
         Ok(())
     }
@@ -226,10 +241,7 @@ impl Code {
         call: Call,
     ) -> Ran {
         let id = call.canister;
-        let attached = match world.state.canisters.committed().get(&id) {
-            Some(canister) => self.attach(wasm, world, current, canister),
-            None => Ok(()),
-        };
+        let attached = self.attach(wasm, world, current, &id);
         match (attached, &mut self.live) {
             (Ok(()), Some(live)) => live.run(self.program.prepared.memory64, world, entry, call),
             (attached, _) => {
@@ -239,13 +251,18 @@ impl Code {
         }
     }
 
+    /// Drops the instance, in which nothing is uncommitted; the next use makes it anew.
+    pub(crate) fn rest(&mut self) {
+        self.live = None;
+    }
+
     /// Takes memory and globals back to the committed image. If that fails, the instance is made anew at its next
     /// use.
-    pub(crate) fn roll_back(&mut self, wasm: &Wasm, limits: &Limits, canister: &Canister) {
+    pub(crate) fn roll_back(&mut self, wasm: &Wasm, limits: &Limits, globals: &[u128]) {
         let Some(live) = self.live.take() else { return };
         match live.rolled_back(wasm, &self.program, limits) {
             Ok(mut live) => {
-                live.set_globals(&self.program.prepared, &canister.globals);
+                live.set_globals(&self.program.prepared, globals);
                 self.live = Some(live);
             }
             Err(why) => {
@@ -308,9 +325,12 @@ impl Code {
         self.working().unwrap().page(page)
     }
 
-    /// Bits of the mutable globals.
-    pub(crate) fn globals(&mut self) -> Vec<u128> {
-        self.live.as_mut().map_or_else(Vec::new, Live::globals)
+    /// Puts the bits of the mutable globals in place of those given.
+    pub(crate) fn read_globals(&mut self, into: &mut Vec<u128>) {
+        into.clear();
+        if let Some(live) = &mut self.live {
+            live.read_globals(into);
+        }
     }
 }
 
@@ -327,7 +347,7 @@ pub(crate) struct Most {
 impl ResourceLimiter for Most {
     fn memory_growing(&mut self, _: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
         // The memory of the marks is not the program's.
-        let marks = desired == CARD_BYTES && maximum == Some(CARD_BYTES);
+        let marks = desired == layout::BYTES && maximum == Some(layout::BYTES);
         Ok(marks || desired as u64 <= self.memory_bytes)
     }
 
@@ -341,6 +361,8 @@ pub(crate) struct Live {
     store: Store<Context>,
     instance: Instance,
     globals: Vec<Global>,
+    /// Exports that were called, for finding one takes longer than many a call.
+    entries: HashMap<Box<str>, TypedFunc<(), ()>>,
 }
 
 impl Live {
@@ -383,7 +405,7 @@ impl Live {
         store.data_mut().memory = instance.get_memory(&mut store, MEMORY);
         let names = program.prepared.globals.iter();
         let globals = names.filter_map(|(name, _)| instance.get_global(&mut store, name)).collect();
-        Ok(Self { store, instance, globals })
+        Ok(Self { store, instance, globals, entries: HashMap::new() })
     }
 
     /// Makes the memory at least this long, in pages.
@@ -423,7 +445,7 @@ impl Live {
         self.store.data_mut().working.as_mut().map_or(Ok(()), |working| working.refresh(changed))
     }
 
-    fn globals(&mut self) -> Vec<u128> {
+    fn read_globals(&mut self, into: &mut Vec<u128>) {
         let store = &mut self.store;
         let bits = |global: &Global| match global.get(&mut *store) {
             Val::I32(value) => u128::from(value.cast_unsigned()),
@@ -434,7 +456,7 @@ impl Live {
             // Mutable globals that hold references were refused at installation.
             _ => 0,
         };
-        self.globals.iter().map(bits).collect()
+        into.extend(self.globals.iter().map(bits));
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the bits came from a global of the same type")]
@@ -464,9 +486,13 @@ impl Live {
         let (canister, limit, mode) = (call.canister, call.limit, call.mode);
         std::mem::swap(&mut self.store.data_mut().world, world);
         let idle = std::mem::replace(&mut self.store.data_mut().call, call);
+        if let Some(working) = &mut self.store.data_mut().working {
+            working.reset_marker_calls();
+        }
         let result = self.store.set_fuel(limit).and_then(|()| self.enter(memory64, entry));
-        let instructions = limit - self.store.get_fuel().unwrap_or(0).min(limit);
+        let left = self.store.get_fuel().unwrap_or(0);
         let context = self.store.data_mut();
+        let instructions = context.instructions(left);
         let result = result.and_then(|()| context.abandon_call());
         std::mem::swap(&mut context.world, world);
         let call = std::mem::replace(&mut context.call, idle);
@@ -484,10 +510,15 @@ impl Live {
 
     fn enter(&mut self, memory64: bool, entry: Entry<'_>) -> wasmtime::Result<()> {
         match entry {
-            Entry::Export(name) => match self.instance.get_func(&mut self.store, name) {
-                Some(function) => function.typed::<(), ()>(&self.store)?.call(&mut self.store, ()),
-                None => Ok(()),
-            },
+            Entry::Export(name) => {
+                if let Some(function) = self.entries.get(name) {
+                    return function.call(&mut self.store, ());
+                }
+                let Some(function) = self.instance.get_func(&mut self.store, name) else { return Ok(()) };
+                let function = function.typed::<(), ()>(&self.store)?;
+                self.entries.insert(name.into(), function.clone());
+                function.call(&mut self.store, ())
+            }
             Entry::Closure(closure) => {
                 let table = self.instance.get_table(&mut self.store, TABLE);
                 let function = table.and_then(|table| table.get(&mut self.store, closure.function));
@@ -525,6 +556,7 @@ fn failure(canister: Principal, mode: Mode, limit: u64, error: &wasmtime::Error)
             Stop::Called(_) => ErrorCode::CanisterCalledTrap,
             Stop::Contract(_) => ErrorCode::CanisterContractViolation,
             Stop::Cycles(_) => ErrorCode::CanisterOutOfCycles,
+            Stop::Memory(_) => ErrorCode::CanisterOutOfMemory,
         };
         (code, stop.to_string())
     } else {

@@ -21,6 +21,7 @@ mod query;
 mod stable;
 mod state;
 mod store;
+mod sync;
 mod syscalls;
 mod table;
 #[cfg(test)]

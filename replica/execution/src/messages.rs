@@ -81,15 +81,15 @@ impl World {
         }
         if done {
             self.state.contexts.remove(&id);
+            self.state.give_back_id(id);
             self.complete_stop(canister);
         }
     }
 
     /// Stops a stopping canister once all its calls are answered.
     pub(crate) fn complete_stop(&mut self, id: Principal) {
-        let open = self.state.contexts.iter().any(|(_, context)| context.canister == id);
         let stopping = self.state.canisters.get(&id).is_some_and(|it| matches!(it.run, Run::Stopping(_)));
-        if open || !stopping {
+        if !stopping || self.state.contexts.iter().any(|(_, context)| context.canister == id) {
             return;
         }
         let Some(canister) = self.state.canisters.get_mut(&id) else { return };
@@ -102,10 +102,12 @@ impl World {
 
     /// Clears the timer that is about to run: it is not tried again, even if it fails.
     pub(crate) fn begin_task(&mut self, canister: Principal, export: &str) {
+        let waits = self.state.progress.get(&canister).is_some_and(|progress| progress.timer_ns > 0);
         if export == TIMER
-            && let Some(canister) = self.state.canisters.get_mut(&canister)
+            && waits
+            && let Some(progress) = self.state.progress.get_mut(&canister)
         {
-            canister.timer_ns = 0;
+            progress.timer_ns = 0;
         }
     }
 
@@ -168,7 +170,7 @@ impl Engine {
     /// Executes one message of the queue.
     pub(crate) fn process(&mut self, message: Message) -> Kept {
         match message {
-            Message::Request(request) => self.request(&request),
+            Message::Request(request) => self.request(request),
             Message::Response(response) => self.response(&response),
             Message::Ingress(ingress) => {
                 let id = ingress.request_id;
@@ -178,7 +180,7 @@ impl Engine {
                     self.world.respond(&Origin::Ingress(id), Err(reject), 0);
                     return Kept::Nothing;
                 }
-                let kept = self.request(&Request::from(ingress));
+                let kept = self.request(Request::from(ingress));
                 if let Some(record) = self.world.state.statuses.get_mut(&id)
                     && record.status == IngressStatus::Received
                 {
@@ -189,11 +191,12 @@ impl Engine {
         }
     }
 
-    fn request(&mut self, request: &Request) -> Kept {
+    fn request(&mut self, mut request: Request) -> Kept {
         let result = if request.callee == Principal::management_canister() {
-            self.manage(request)
+            self.manage(&request)
         } else {
-            self.call(request)
+            let arg = std::mem::take(&mut request.arg);
+            self.call(&request, arg)
         };
         result.unwrap_or_else(|reject| {
             self.world.discard();
@@ -226,13 +229,13 @@ impl Engine {
     /// Undoes whatever the current message did, in state, stable memory and the canister's instance.
     pub(crate) fn roll_back(&mut self, canister: Principal) {
         self.world.discard();
-        let record = self.world.state.canisters.committed().get(&canister);
-        if let (Some(record), Some(code)) = (record, self.codes.get_mut(&canister)) {
-            code.roll_back(&self.wasm, &self.world.config.limits, record);
+        let progress = self.world.state.progress.committed().get(&canister);
+        if let (Some(progress), Some(code)) = (progress, self.codes.get_mut(&canister)) {
+            code.roll_back(&self.wasm, &self.world.config.limits, &progress.globals);
         }
     }
 
-    fn call(&mut self, request: &Request) -> Result<Kept, Reject> {
+    fn call(&mut self, request: &Request, arg: Vec<u8>) -> Result<Kept, Reject> {
         let canister = request.callee;
         let (mode, export) = match self.method(canister, &request.method)? {
             MethodKind::Update => (Mode::Update, "canister_update"),
@@ -247,7 +250,7 @@ impl Engine {
         };
         let mut call = Call::new(mode, canister, request.caller);
         call.method.clone_from(&request.method);
-        call.arg.clone_from(&request.arg);
+        call.arg = arg;
         call.limit = self.world.config.limits.update_instructions;
         let context =
             self.world.open_context(canister, request.origin.clone(), request.caller, request.cycles);

@@ -5,7 +5,7 @@
 //! between are read anew, if they are in memory at all. Nothing here waits for the engine, nor makes it wait.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::{Arc, PoisonError, Weak};
 
 use candid::Principal;
 use sha2::{Digest as _, Sha256};
@@ -17,10 +17,11 @@ use crate::management::{effective_canister_id, unknown};
 use crate::messages::{method_of, rejected};
 use crate::prepare::{MethodKind, PrepareError, prepare};
 use crate::state::{Canister, State, Subnet, World};
-use crate::store::Snapshot;
+use crate::store::{Snapshot, SpaceId};
+use crate::sync::{Mutex, RwLock, lock};
 use crate::syscalls::{Call, Mode};
 use crate::table::unreadable;
-use crate::working::{Current, lock};
+use crate::working::Current;
 
 /// Instances that wait for their next query.
 const WARM: usize = 64;
@@ -162,7 +163,10 @@ impl Queries {
         (call.method, call.arg, call.data_certificate) = (method, arg, data_certificate);
         call.limit = config.limits.query_instructions;
 
-        let mut warm = self.take(snapshot, id, &canister, program).map_err(|why| cannot_start(id, &why))?;
+        let globals = state.progress.get(&id).map_or(&[][..], |progress| &progress.globals);
+        let mut warm = self
+            .take(snapshot, id, canister.memory_space(), globals, program)
+            .map_err(|why| cannot_start(id, &why))?;
         let mut world = World::new(snapshot.clone(), state, config, now_ns);
         let memory64 = warm.program.prepared.memory64;
         let Ran { call, result, .. } = warm.live.run(memory64, &mut world, Entry::Export(&entry), call);
@@ -182,10 +186,10 @@ impl Queries {
         &self,
         snapshot: &Snapshot,
         id: Principal,
-        canister: &Canister,
+        space: SpaceId,
+        globals: &[u128],
         program: Arc<Program>,
     ) -> Result<Warm, String> {
-        let space = canister.memory_space();
         let pages = snapshot.space_pages(space).map_err(|error| error.to_string())?.unwrap_or(0);
         let epoch = snapshot.epoch();
         while let Some(mut warm) = self.waiting(id) {
@@ -198,15 +202,21 @@ impl Queries {
             let Some(changed) = changed else { continue };
             *warm.current.write().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
             warm.live.refresh(&changed)?;
-            warm.live.set_globals(&program.prepared, &canister.globals);
+            warm.live.set_globals(&program.prepared, globals);
             warm.epoch = epoch;
             return Ok(warm);
         }
         let current: Current = Arc::new(RwLock::new(Some(snapshot.clone())));
         let limits = &self.shared.config.limits;
         let mut live = Live::attached(&self.shared.wasm, &program, limits, current.clone(), space, pages)?;
-        live.set_globals(&program.prepared, &canister.globals);
+        live.set_globals(&program.prepared, globals);
         Ok(Warm { canister: id, program, epoch, pages, current, live })
+    }
+
+    /// Drops the instances that wait.
+    pub(crate) fn rest(&self) {
+        let waiting = std::mem::take(&mut *lock(&self.shared.warm));
+        drop(waiting);
     }
 
     fn waiting(&self, canister: Principal) -> Option<Warm> {
@@ -221,6 +231,9 @@ impl Queries {
         let limits = &self.shared.config.limits;
         // One that cannot be taken back is dropped.
         let Ok(live) = live.rolled_back(&self.shared.wasm, &program, limits) else { return };
+        if self.shared.config.ram.is_short() {
+            return;
+        }
         // A snapshot that is kept holds room on the medium.
         *current.write().unwrap_or_else(PoisonError::into_inner) = None;
         let mut all = lock(&self.shared.warm);

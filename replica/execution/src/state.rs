@@ -11,7 +11,8 @@ use serde_bytes::ByteBuf;
 use crate::api::{IngressMessage, IngressStatus, Limits, OpenError, Reject, RequestId, canister_id};
 use crate::stable::Overlay;
 use crate::store::{Batch, Snapshot, SpaceId};
-use crate::table::{Table, Transactional};
+use crate::table::{Record, Table, Transactional, from_cbor, to_cbor};
+use crate::working::Ram;
 
 /// Bytes of a wasm page.
 pub(crate) const WASM_PAGE: u64 = 64 * 1024;
@@ -28,17 +29,50 @@ pub(crate) struct Canister {
     pub(crate) controllers: BTreeSet<Principal>,
     pub(crate) cycles: u128,
     pub(crate) run: Run,
-    pub(crate) version: u64,
     pub(crate) module: Option<ModuleRecord>,
-    /// Bits of the mutable globals, in order of their index.
-    pub(crate) globals: Vec<u128>,
-    /// Length of the stable memory, in wasm pages.
-    pub(crate) stable_pages: u64,
     #[serde(with = "serde_bytes")]
     pub(crate) certified_data: Vec<u8>,
+    pub(crate) settings: Settings,
+}
+
+/// What changes of a canister with nearly every message; a record of its own, which is short and quickly written.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) version: u64,
     /// When `canister_global_timer` runs, in ns since 1970; 0 for never.
     pub(crate) timer_ns: u64,
-    pub(crate) settings: Settings,
+    /// Length of the stable memory, in wasm pages.
+    pub(crate) stable_pages: u64,
+    /// Bits of the mutable globals, in order of their index.
+    pub(crate) globals: Vec<u128>,
+}
+
+impl Record for Progress {
+    /// Three numbers of 8 bytes and then one of 16 for each global, little endian.
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(24 + 16 * self.globals.len());
+        for number in [self.version, self.timer_ns, self.stable_pages] {
+            bytes.extend(number.to_le_bytes());
+        }
+        bytes.extend(self.globals.iter().flat_map(|bits| bits.to_le_bytes()));
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, String> {
+        let ([version, timer, stable], globals) = (|| {
+            let (numbers, globals) = bytes.split_first_chunk::<24>()?;
+            let (numbers, _) = numbers.as_chunks::<8>();
+            Some((<[[u8; 8]; 3]>::try_from(numbers).ok()?, globals.as_chunks::<16>()))
+        })()
+        .filter(|(_, (_, rest))| rest.is_empty())
+        .ok_or_else(|| format!("{} bytes are no record of a canister's progress", bytes.len()))?;
+        Ok(Self {
+            version: u64::from_le_bytes(version),
+            timer_ns: u64::from_le_bytes(timer),
+            stable_pages: u64::from_le_bytes(stable),
+            globals: globals.0.iter().map(|bits| u128::from_le_bytes(*bits)).collect(),
+        })
+    }
 }
 
 /// The uploaded module.
@@ -92,12 +126,8 @@ impl Canister {
             controllers,
             cycles,
             run: Run::Running,
-            version: 0,
             module: None,
-            globals: Vec::new(),
-            stable_pages: 0,
             certified_data: Vec::new(),
-            timer_ns: 0,
             settings: Settings::default(),
         }
     }
@@ -204,7 +234,7 @@ pub(crate) struct StatusRecord {
 }
 
 /// Numbers that only grow.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counters {
     /// Next id of a message, call context or callback.
     pub(crate) id: u64,
@@ -212,10 +242,26 @@ pub(crate) struct Counters {
     pub(crate) canisters: u64,
 }
 
+macro_rules! cbor {
+    ($($record:ty),*) => {
+        $(impl Record for $record {
+            fn encode(&self) -> Vec<u8> {
+                to_cbor(self)
+            }
+            fn decode(bytes: &[u8]) -> Result<Self, String> {
+                from_cbor(bytes)
+            }
+        })*
+    };
+}
+cbor!(Counters, Canister, Message, CallContext, Callback, StatusRecord, ByteBuf, SnapshotRecord);
+
 /// All tables.
 pub(crate) struct State {
     pub(crate) counters: Table<(), Counters>,
     pub(crate) canisters: Table<Principal, Canister>,
+    /// One for each canister.
+    pub(crate) progress: Table<Principal, Progress>,
     pub(crate) messages: Table<u64, Message>,
     pub(crate) contexts: Table<u64, CallContext>,
     pub(crate) callbacks: Table<u64, Callback>,
@@ -231,6 +277,7 @@ impl State {
         Self {
             counters: Table::new(b'n'),
             canisters: Table::new(b'c'),
+            progress: Table::new(b'e'),
             messages: Table::new(b'm'),
             contexts: Table::new(b'x'),
             callbacks: Table::new(b'b'),
@@ -246,10 +293,11 @@ impl State {
         Ok(state)
     }
 
-    /// What a query to this canister needs: its record.
+    /// What a query to this canister needs: its records.
     pub(crate) fn load_canister(snapshot: &Snapshot, id: &Principal) -> Result<Self, OpenError> {
         let mut state = Self::empty();
         state.canisters.load_one(snapshot, id)?;
+        state.progress.load_one(snapshot, id)?;
         Ok(state)
     }
 
@@ -259,10 +307,11 @@ impl State {
         self.snapshots.load_range(snapshot, &number.to_be_bytes())
     }
 
-    fn tables(&mut self) -> [&mut dyn Transactional; 8] {
+    fn tables(&mut self) -> [&mut dyn Transactional; 9] {
         [
             &mut self.counters,
             &mut self.canisters,
+            &mut self.progress,
             &mut self.messages,
             &mut self.contexts,
             &mut self.callbacks,
@@ -277,9 +326,10 @@ impl State {
     }
 
     pub(crate) fn write(&self, batch: &mut Batch<'_>) {
-        let tables: [&dyn Transactional; 8] = [
+        let tables: [&dyn Transactional; 9] = [
             &self.counters,
             &self.canisters,
+            &self.progress,
             &self.messages,
             &self.contexts,
             &self.callbacks,
@@ -302,11 +352,23 @@ impl State {
         self.counters.get_mut(&()).expect("counters are there")
     }
 
-    /// A number not used before.
+    /// A number that nothing refers to.
     pub(crate) fn fresh_id(&mut self) -> u64 {
         let counters = self.counters();
         counters.id += 1;
         counters.id
+    }
+
+    /// Takes a number back that nothing refers to, if it is the last one given out. So what is over with the message
+    /// that began it leaves nothing to be stored.
+    pub(crate) fn give_back_id(&mut self, id: u64) {
+        if self.counters().id != id {
+            return;
+        }
+        self.counters().id -= 1;
+        if self.counters.committed().get(&()) == self.counters.get(&()) {
+            self.counters.forget(&());
+        }
     }
 
     /// Puts a message at the end of the queue.
@@ -335,6 +397,7 @@ pub(crate) struct Subnet {
     pub(crate) root_public_key_der: Vec<u8>,
     pub(crate) canister_range: (u64, u64),
     pub(crate) limits: Limits,
+    pub(crate) ram: Arc<Ram>,
 }
 
 impl World {
@@ -377,6 +440,7 @@ impl World {
             return None;
         }
         self.state.canisters.insert(id, Canister::new(number, controllers, cycles));
+        self.state.progress.insert(id, Progress::default());
         Some(id)
     }
 }

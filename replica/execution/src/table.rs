@@ -70,14 +70,35 @@ impl<A: Key> Key for (A, [u8; 32]) {
     }
 }
 
+/// A record and its bytes in the heap's metadata.
+pub(crate) trait Record: Clone {
+    fn encode(&self) -> Vec<u8>;
+    /// The error says what is wrong with the bytes.
+    fn decode(bytes: &[u8]) -> Result<Self, String>;
+}
+
+/// Records that serde describes are CBOR.
+pub(crate) fn to_cbor(record: &impl Serialize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    #[expect(clippy::expect_used, reason = "records are plain data, and a Vec takes any of it")]
+    ciborium::into_writer(record, &mut bytes).expect("a record encodes");
+    bytes
+}
+
+/// The counterpart of [`to_cbor`].
+pub(crate) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
+    ciborium::from_reader(bytes).map_err(|error| error.to_string())
+}
+
 /// Records of one kind: the committed ones and the changes on top.
 pub(crate) struct Table<K, V> {
     prefix: u8,
     committed: BTreeMap<K, V>,
-    pending: BTreeMap<K, Option<V>>,
+    /// Boxed, because the map makes room for several at once and most messages change one.
+    pending: BTreeMap<K, Option<Box<V>>>,
 }
 
-impl<K: Key, V: Clone + Serialize + DeserializeOwned> Table<K, V> {
+impl<K: Key, V: Record> Table<K, V> {
     /// A table without records; their keys in the heap start with `prefix`.
     pub(crate) fn new(prefix: u8) -> Self {
         Self { prefix, committed: BTreeMap::new(), pending: BTreeMap::new() }
@@ -93,7 +114,7 @@ impl<K: Key, V: Clone + Serialize + DeserializeOwned> Table<K, V> {
             OpenError::Record { key, why }
         };
         let id = key.get(1..).and_then(K::decode).ok_or_else(|| fault("strange key".into()))?;
-        let record = ciborium::from_reader(value).map_err(|error| fault(error.to_string()))?;
+        let record = V::decode(value).map_err(fault)?;
         self.committed.insert(id, record);
         Ok(())
     }
@@ -117,7 +138,7 @@ impl<K: Key, V: Clone + Serialize + DeserializeOwned> Table<K, V> {
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
         match self.pending.get(key) {
-            Some(pending) => pending.as_ref(),
+            Some(pending) => pending.as_deref(),
             None => self.committed.get(key),
         }
     }
@@ -125,31 +146,40 @@ impl<K: Key, V: Clone + Serialize + DeserializeOwned> Table<K, V> {
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         if !self.pending.contains_key(key) {
             let value = self.committed.get(key)?.clone();
-            self.pending.insert(key.clone(), Some(value));
+            self.pending.insert(key.clone(), Some(Box::new(value)));
         }
-        self.pending.get_mut(key)?.as_mut()
+        self.pending.get_mut(key)?.as_deref_mut()
     }
 
     pub(crate) fn insert(&mut self, key: K, value: V) {
-        self.pending.insert(key, Some(value));
+        self.pending.insert(key, Some(Box::new(value)));
     }
 
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
-        match self.pending.insert(key.clone(), None) {
-            Some(pending) => pending,
-            None => self.committed.get(key).cloned(),
+        match self.committed.get(key) {
+            Some(committed) => match self.pending.insert(key.clone(), None) {
+                Some(pending) => pending.map(|value| *value),
+                None => Some(committed.clone()),
+            },
+            // What was made within the message never reached the heap.
+            None => self.pending.remove(key)?.map(|value| *value),
         }
+    }
+
+    /// Forgets a record's pending change.
+    pub(crate) fn forget(&mut self, key: &K) {
+        self.pending.remove(key);
     }
 
     /// All records as they stand; those with pending changes come last.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         let untouched = self.committed.iter().filter(|(key, _)| !self.pending.contains_key(*key));
-        untouched.chain(self.pending.iter().filter_map(|(key, value)| Some((key, value.as_ref()?))))
+        untouched.chain(self.pending.iter().filter_map(|(key, value)| Some((key, value.as_deref()?))))
     }
 
     /// The records that change with the next commit, as they are and as they will be.
     pub(crate) fn pending(&self) -> impl Iterator<Item = (&K, Option<&V>, Option<&V>)> {
-        self.pending.iter().map(|(key, value)| (key, self.committed.get(key), value.as_ref()))
+        self.pending.iter().map(|(key, value)| (key, self.committed.get(key), value.as_deref()))
     }
 
     /// The committed records, in order of their keys.
@@ -174,7 +204,7 @@ pub(crate) trait Transactional {
     fn settle(&mut self);
 }
 
-impl<K: Key, V: Clone + Serialize + DeserializeOwned> Transactional for Table<K, V> {
+impl<K: Key, V: Record> Transactional for Table<K, V> {
     fn load(&mut self, snapshot: &Snapshot) -> Result<(), OpenError> {
         self.load_range(snapshot, b"")
     }
@@ -187,28 +217,16 @@ impl<K: Key, V: Clone + Serialize + DeserializeOwned> Transactional for Table<K,
         for (key, value) in &self.pending {
             let key_bytes = self.key_bytes(&key.encode());
             match value {
-                Some(value) => {
-                    let mut bytes = Vec::new();
-                    #[expect(
-                        clippy::expect_used,
-                        reason = "records are plain data, and a Vec takes any of it"
-                    )]
-                    ciborium::into_writer(value, &mut bytes).expect("a record encodes");
-                    batch.put_meta(key_bytes, bytes);
-                }
-                // What was made and removed within the message never reached the heap.
-                None if self.committed.contains_key(key) => {
-                    batch.delete_meta(key_bytes);
-                }
-                None => {}
-            }
+                Some(value) => batch.put_meta(key_bytes, value.encode()),
+                None => batch.delete_meta(key_bytes),
+            };
         }
     }
 
     fn settle(&mut self) {
         for (key, value) in std::mem::take(&mut self.pending) {
             match value {
-                Some(value) => self.committed.insert(key, value),
+                Some(value) => self.committed.insert(key, *value),
                 None => self.committed.remove(&key),
             };
         }

@@ -12,7 +12,7 @@ use ic_management_canister_types::{
 use super::{Done, decode, encode, not_found, nothing, settings};
 use crate::api::{ErrorCode, Reject};
 use crate::engine::{CodeChange, Engine, Kept, SpaceChange};
-use crate::state::{Canister, Request, Run, Waiting};
+use crate::state::{Progress, Request, Run, Waiting};
 
 /// Cycles of a canister that is made without saying how many.
 const DEFAULT_CYCLES: u128 = 100_000_000_000_000;
@@ -117,6 +117,7 @@ impl Engine {
         }
         let number = canister.number;
         self.world.state.canisters.remove(&id);
+        self.world.state.progress.remove(&id);
         self.world.remove_chunks(number);
         let mut changes = vec![SpaceChange::Delete { number }];
         for snapshot in self.world.snapshots_of(number) {
@@ -130,25 +131,26 @@ impl Engine {
         let args: UninstallCodeArgs = decode(&request.arg)?;
         let id = args.canister_id;
         let canister = self.world.controlled(id, request.caller)?;
-        emptied(canister);
         let number = canister.number;
+        self.world.empty(id);
         self.world.close_contexts(id);
         let kept = Kept::Spaces(vec![SpaceChange::Delete { number }], CodeChange::Gone(id));
         Ok(Done { kept, ..Done::reply(request, nothing()) })
     }
 }
 
-/// Takes the code of a canister away, and what belongs to it.
-pub(super) fn emptied(canister: &mut Canister) {
-    canister.module = None;
-    canister.globals.clear();
-    canister.certified_data.clear();
-    canister.stable_pages = 0;
-    canister.timer_ns = 0;
-    canister.version += 1;
-}
-
 impl crate::state::World {
+    /// Takes the code of a canister away, and what belongs to it.
+    pub(super) fn empty(&mut self, id: Principal) {
+        if let Some(canister) = self.state.canisters.get_mut(&id) {
+            canister.module = None;
+            canister.certified_data.clear();
+        }
+        if let Some(progress) = self.state.progress.get_mut(&id) {
+            *progress = Progress { version: progress.version + 1, ..Progress::default() };
+        }
+    }
+
     /// Answers all open calls of a canister whose code is gone; responses to its own calls find nothing.
     pub(super) fn close_contexts(&mut self, id: Principal) {
         let open = self.state.contexts.iter().filter(|(_, context)| context.canister == id);

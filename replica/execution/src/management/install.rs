@@ -126,13 +126,16 @@ impl Engine {
 
         let canister = self.world.state.canisters.get_mut(&id).ok_or_else(|| not_found(id))?;
         canister.module = Some(ModuleRecord { hash, bytes: module.len() as u64 });
-        // A timer of the old program means nothing to the new one.
-        canister.timer_ns = 0;
-        canister.version += 1;
         let (space, stable) = (canister.memory_space(), canister.stable_space());
         if upgrade.is_none() {
-            canister.stable_pages = 0;
             canister.certified_data.clear();
+        }
+        let progress = self.world.state.progress.get_mut(&id).ok_or_else(|| not_found(id))?;
+        // A timer of the old program means nothing to the new one.
+        progress.timer_ns = 0;
+        progress.version += 1;
+        if upgrade.is_none() {
+            progress.stable_pages = 0;
             self.world.overlay.erase(stable);
         }
         let current = self.current.clone();

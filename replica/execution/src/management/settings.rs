@@ -100,7 +100,9 @@ impl Engine {
         let args: UpdateSettingsArgs = decode(&request.arg)?;
         let canister = self.world.controlled(args.canister_id, request.caller)?;
         apply(canister, &args.settings)?;
-        canister.version += 1;
+        if let Some(progress) = self.world.state.progress.get_mut(&args.canister_id) {
+            progress.version += 1;
+        }
         Ok(Done::reply(request, nothing()))
     }
 
@@ -132,6 +134,7 @@ impl World {
             self.controlled(id, caller)?;
         }
         let canister = self.state.canisters.get(&id).ok_or_else(|| not_found(id))?;
+        let progress = self.state.progress.get(&id).ok_or_else(|| not_found(id))?;
         let bytes_of = |space| match self.snapshot.space_pages(space) {
             Ok(pages) => Ok(pages.unwrap_or(0) * PAGE as u64),
             Err(error) => Err(Reject::new(ErrorCode::SubnetOversubscribed, error.to_string())),
@@ -142,11 +145,11 @@ impl World {
         });
         let chunks = self.state.chunks.iter();
         let chunks = chunks.filter(|((number, _), _)| *number == canister.number);
-        let (memory, stable) = (bytes_of(canister.memory_space())?, canister.stable_pages * WASM_PAGE);
+        let (memory, stable) = (bytes_of(canister.memory_space())?, progress.stable_pages * WASM_PAGE);
         let snapshots = self.state.snapshots.iter();
         let snapshots = snapshots.filter(|((owner, _), _)| *owner == canister.number);
         let snapshots: u64 = snapshots.map(|(_, record)| record.total_size).sum();
-        let globals = canister.globals.len() as u64 * 8;
+        let globals = progress.globals.len() as u64 * 8;
         let module = canister.module.as_ref().map_or(0, |module| module.bytes);
         let chunks: u64 = chunks.map(|(_, chunk)| chunk.len() as u64).sum();
         let status = CanisterStatusResult {
@@ -156,7 +159,7 @@ impl World {
                 Run::Stopped => CanisterStatusType::Stopped,
             },
             ready_for_migration: false,
-            version: canister.version,
+            version: progress.version,
             settings: definite(canister),
             module_hash: canister.module.as_ref().map(|module| module.hash.to_vec()),
             memory_size: Nat::from(memory + stable + globals + module + chunks + snapshots),

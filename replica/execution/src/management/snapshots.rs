@@ -7,11 +7,10 @@ use ic_management_canister_types::{
     TakeCanisterSnapshotArgs,
 };
 
-use super::canisters::emptied;
 use super::{Done, decode, encode, not_found, nothing};
 use crate::api::{ErrorCode, Reject};
 use crate::engine::{CodeChange, Engine, Kept, SpaceChange, read_module};
-use crate::state::{Canister, FIRST_SNAPSHOT, Request, SnapshotRecord, World};
+use crate::state::{Canister, FIRST_SNAPSHOT, Progress, Request, SnapshotRecord, World};
 use crate::store::PAGE;
 
 /// Most snapshots of one canister.
@@ -66,7 +65,7 @@ impl World {
         SpaceChange::Delete { number }
     }
 
-    fn size_of(&self, canister: &Canister) -> Result<u64, Reject> {
+    fn size_of(&self, canister: &Canister, progress: &Progress) -> Result<u64, Reject> {
         let memory = self.snapshot.space_pages(canister.memory_space());
         let memory =
             memory.map_err(|error| Reject::new(ErrorCode::SubnetOversubscribed, error.to_string()))?;
@@ -74,8 +73,8 @@ impl World {
         let chunks: u64 = chunks.map(|(_, chunk)| chunk.len() as u64).sum();
         let module = canister.module.as_ref().map_or(0, |module| module.bytes);
         Ok(memory.unwrap_or(0) * PAGE as u64
-            + canister.stable_pages * crate::state::WASM_PAGE
-            + canister.globals.len() as u64 * 8
+            + progress.stable_pages * crate::state::WASM_PAGE
+            + progress.globals.len() as u64 * 8
             + canister.certified_data.len() as u64
             + module
             + chunks)
@@ -101,13 +100,15 @@ impl Engine {
                 "Canister {id} has {MAX_SNAPSHOTS} snapshots, which is the most; delete or replace one"
             )));
         }
+        let progress = self.world.state.progress.get(&id).cloned().unwrap_or_default();
+        let total_size = self.world.size_of(&canister, &progress)?;
         let record = SnapshotRecord {
             module,
-            globals: canister.globals.clone(),
-            stable_pages: canister.stable_pages,
+            globals: progress.globals,
+            stable_pages: progress.stable_pages,
             certified_data: canister.certified_data.clone(),
             taken_at_ns: self.world.now_ns,
-            total_size: self.world.size_of(&canister)?,
+            total_size,
         };
         let number = FIRST_SNAPSHOT + self.world.state.fresh_id();
         let reply = described(id, number, &record);
@@ -117,7 +118,7 @@ impl Engine {
         changes.extend(replaced.map(|replaced| self.world.forget_snapshot(owner, replaced)));
         let mut code = CodeChange::Same;
         if args.uninstall_code.unwrap_or(false) {
-            emptied(self.world.controlled(id, request.caller)?);
+            self.world.empty(id);
             self.world.close_contexts(id);
             changes.push(SpaceChange::Delete { number: owner });
             code = CodeChange::Gone(id);
@@ -140,11 +141,11 @@ impl Engine {
         let program = program.map_err(|error| broken(error.to_string()))?;
         let canister = self.world.controlled(id, request.caller)?;
         canister.module = Some(record.module);
-        canister.globals = record.globals;
-        canister.stable_pages = record.stable_pages;
         canister.certified_data = record.certified_data;
-        canister.timer_ns = 0;
-        canister.version += 1;
+        if let Some(progress) = self.world.state.progress.get_mut(&id) {
+            let (globals, stable_pages) = (record.globals, record.stable_pages);
+            *progress = Progress { version: progress.version + 1, timer_ns: 0, stable_pages, globals };
+        }
         self.world.remove_chunks(owner);
         self.world.copy_chunks(number, owner);
         let changes = vec![SpaceChange::Clone { from: number, to: owner }];

@@ -26,7 +26,7 @@ use wasmparser::{
 
 use crate::api::Metadata;
 use crate::state::WASM_PAGE;
-use crate::working::CARD_BYTES;
+use crate::working::layout;
 
 pub(crate) mod cover;
 mod track;
@@ -420,10 +420,14 @@ impl<'a> Rewriter<'a> {
         if let Some(reader) = self.elements_reader.take() {
             renumber.parse_element_section(&mut elements, reader).map_err(invalid)?;
         }
-        let mut code = Tracking::new(renumber, self.memory64, mark);
+        let functions = self.functions.len() as u32;
+        let mut code = Tracking::new(renumber, functions, self.memory64, mark);
         for (ty, body) in self.functions.iter().skip(self.imported as usize).zip(&self.bodies) {
             let parameters = self.types.get(*ty as usize).map_or(0, |(parameters, _)| *parameters);
             code.body(parameters as u32, body)?;
+        }
+        if mark {
+            code.marker();
         }
         let mut module = Module::new();
         let mut section = |count: usize, section: &dyn AnySection| {
@@ -458,16 +462,18 @@ impl<'a> Rewriter<'a> {
         })
     }
 
-    /// Adds the memory for the marks and the imports that set them; gives the number of imports.
+    /// Adds the memory for the marks, the imports that set them and the declaration of the marker; gives the number of
+    /// imports.
     fn add_tracking(&mut self) -> u32 {
         let address = if self.memory64 { wasm_encoder::ValType::I64 } else { wasm_encoder::ValType::I32 };
         let parameters = [vec![wasm_encoder::ValType::I32], vec![address, address]];
+        self.function_section.function(self.type_section.len());
         for (name, parameters) in [MARK, MARK_RANGE].into_iter().zip(parameters) {
             let ty = self.type_section.len();
             self.type_section.ty().function(parameters, []);
             self.import_section.import(ADDED, name, EntityType::Function(ty));
         }
-        let pages = CARD_BYTES as u64 / WASM_PAGE;
+        let pages = layout::BYTES as u64 / WASM_PAGE;
         self.memory_section.memory(MemoryType {
             minimum: pages,
             maximum: Some(pages),

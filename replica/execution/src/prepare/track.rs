@@ -1,9 +1,11 @@
 //! Marking of stores: the code section, rewritten so that every change of memory 0 is noted before it happens.
 //!
-//! Memory [`CARDS`] is added to the module: one byte for each 4 KiB of memory 0. Before a store, the byte of the
-//! page in which it begins is looked at; if it is zero, the imported function `redoubt.mark` is told. So each page
-//! costs one call per message, and every further store a load and a branch that is hardly ever taken, and that the
-//! compiler is told to lay out of the way. A store that runs into the next page leaves that one unmarked: the
+//! Memory [`MARKS`] is added to the module, laid out as [`layout`] says: one byte, the card, for each 4 KiB of memory
+//! 0, and beside that room for notes. Before a store, the card of the page in which it begins is looked at; if it is
+//! zero, an added function, the marker, is called. It writes a note itself if the engine granted it some, and asks the
+//! imported function `redoubt.mark` otherwise. So each page costs one call per message, and every further store a load
+//! and a branch that is hardly ever taken, and that the compiler is told to lay out of the way. The marker is a function
+//! of the module because calling one of those needs fewer registers than calling an import. A store that runs into the next page leaves that one unmarked: the
 //! collector finds out by the page's first bytes (see `crate::working`). For the same reason one mark serves several
 //! stores close behind each other (see `cover`). Bulk instructions mark all their pages.
 //!
@@ -19,10 +21,11 @@ use wasm_encoder::{BlockType, BranchHint, BranchHints, CodeSection, Function, In
 use wasmparser::{FunctionBody, Operator};
 
 use super::PrepareError;
-use super::cover::Cover;
+use super::cover::{Cover, REACH};
+use crate::working::layout;
 
 /// Index of the added memory; uploaded modules have at most one.
-pub(super) const CARDS: u32 = 1;
+pub(super) const MARKS: u32 = 1;
 /// Address bits within a page.
 const PAGE_BITS: i32 = heap::PAGE.trailing_zeros() as i32;
 /// Added imports: `redoubt.mark` and `redoubt.mark_range`.
@@ -54,6 +57,8 @@ impl Renumber {
 /// The rewritten bodies.
 pub(super) struct Tracking {
     pub(super) renumber: Renumber,
+    /// Index of the marker.
+    marker: u32,
     pub(super) memory64: bool,
     /// Stores are marked; otherwise there is no memory, or its changes are not to be tracked.
     pub(super) mark: bool,
@@ -174,8 +179,18 @@ struct Body<'a> {
 }
 
 impl Tracking {
-    pub(super) fn new(renumber: Renumber, memory64: bool, mark: bool) -> Self {
-        Self { renumber, memory64, mark, code: CodeSection::new(), hints: BranchHints::new(), bodies: 0 }
+    /// For a module with so many functions, imported ones included.
+    pub(super) fn new(renumber: Renumber, functions: u32, memory64: bool, mark: bool) -> Self {
+        let marker = functions.saturating_add(renumber.added);
+        Self {
+            renumber,
+            marker,
+            memory64,
+            mark,
+            code: CodeSection::new(),
+            hints: BranchHints::new(),
+            bodies: 0,
+        }
     }
 
     fn address(&self) -> ValType {
@@ -237,6 +252,81 @@ impl Tracking {
     }
 }
 
+/// An access to the added memory.
+fn marks(offset: u32) -> MemArg {
+    MemArg { offset: offset.into(), align: 0, memory_index: MARKS }
+}
+
+impl Tracking {
+    /// Writes the marker, which comes after all other functions: it notes that a page, its parameter, changes.
+    pub(super) fn marker(&mut self) {
+        use Instruction as I;
+        use layout::{BEHIND, CARDS, HEAD, NOTE, NOTES, READY};
+        let (page, left, note, next) = (0, 1, 2, 3);
+        let mut out = Function::new([(2, ValType::I32), (1, self.address())]);
+        let mut add = |instruction: I<'_>| {
+            out.instruction(&instruction);
+        };
+        add(I::Block(BlockType::Empty));
+        for instruction in [
+            // No note is granted, or what lies behind the page must not be looked at.
+            I::I32Const(0),
+            I::I32Load(marks(0)),
+            I::LocalTee(left),
+            I::I32Eqz,
+            I::BrIf(0),
+            I::LocalGet(page),
+            I::I32Load8U(marks(READY)),
+            I::I32Eqz,
+            I::BrIf(0),
+            I::LocalGet(page),
+            I::I32Const(1),
+            I::I32Store8(marks(CARDS)),
+            I::I32Const(0),
+            I::LocalGet(left),
+            I::I32Const(1),
+            I::I32Sub,
+            I::LocalTee(left),
+            I::I32Store(marks(0)),
+            I::LocalGet(left),
+            I::I32Const(NOTE.cast_signed()),
+            I::I32Mul,
+            I::LocalTee(note),
+            I::LocalGet(page),
+            I::I32Store(marks(NOTES)),
+            I::LocalGet(note),
+            I::LocalGet(page),
+            I::I32Load8U(marks(CARDS + 1)),
+            I::I32Store8(marks(NOTES + BEHIND)),
+            I::LocalGet(page),
+        ] {
+            add(instruction);
+        }
+        if self.memory64 {
+            add(I::I64ExtendI32U);
+            add(I::I64Const(PAGE_BITS.into()));
+            add(I::I64Shl);
+        } else {
+            add(I::I32Const(PAGE_BITS));
+            add(I::I32Shl);
+        }
+        add(I::LocalSet(next));
+        for at in (0..REACH as u32).step_by(16) {
+            let behind = MemArg { offset: heap::PAGE as u64 + u64::from(at), align: 0, memory_index: 0 };
+            add(I::LocalGet(note));
+            add(I::LocalGet(next));
+            add(I::V128Load(behind));
+            add(I::V128Store(marks(NOTES + HEAD + at)));
+        }
+        add(I::Return);
+        add(I::End);
+        add(I::LocalGet(page));
+        add(I::Call(self.renumber.imported));
+        add(I::End);
+        self.code.function(&out);
+    }
+}
+
 fn refuse_table_changes(operator: &Operator<'_>) -> Result<(), PrepareError> {
     let name = match operator {
         Operator::TableSet { .. } => "table.set",
@@ -255,10 +345,6 @@ impl Body<'_> {
         for instruction in &instructions {
             self.out.instruction(instruction);
         }
-    }
-
-    fn card() -> MemArg {
-        MemArg { offset: 0, align: 0, memory_index: CARDS }
     }
 
     /// Turns the address on the stack into the number of its page, kept in a local and on the stack.
@@ -291,14 +377,13 @@ impl Body<'_> {
             }
         }
         self.page(locals.page());
-        self.add([Instruction::I32Load8U(Self::card()), Instruction::I32Eqz]);
+        self.add([Instruction::I32Load8U(marks(layout::CARDS)), Instruction::I32Eqz]);
         let branch_func_offset = u32::try_from(self.out.byte_len()).unwrap_or(u32::MAX);
         self.hints.push(BranchHint { branch_func_offset, branch_hint_value: 0 });
-        let mark = self.tracking.renumber.imported;
         self.add([
             Instruction::If(BlockType::Empty),
             Instruction::LocalGet(locals.page()),
-            Instruction::Call(mark),
+            Instruction::Call(self.tracking.marker),
             Instruction::End,
             Instruction::LocalGet(value),
         ]);
@@ -342,9 +427,9 @@ impl Body<'_> {
             Instruction::BrIf(0),
             // At most two pages: nothing to do if both are marked.
             Instruction::LocalGet(locals.page()),
-            Instruction::I32Load8U(Self::card()),
+            Instruction::I32Load8U(marks(layout::CARDS)),
             Instruction::LocalGet(locals.last_page()),
-            Instruction::I32Load8U(Self::card()),
+            Instruction::I32Load8U(marks(layout::CARDS)),
             Instruction::I32And,
             Instruction::BrIf(1),
             Instruction::End,

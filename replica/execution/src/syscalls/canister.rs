@@ -60,7 +60,7 @@ pub(super) fn link<P: Pointer>(api: &mut Api<'_, P>) -> Result<()> {
     })?;
     linker.func_wrap("ic0", "canister_version", |caller: Host<'_>| -> Result<i64> {
         caller.data().allow("canister_version", NOT_START)?;
-        Ok(caller.data().canister()?.version.cast_signed())
+        Ok(caller.data().progress()?.version.cast_signed())
     })?;
     linker.func_wrap("ic0", "time", |caller: Host<'_>| -> Result<i64> {
         caller.data().allow("time", NOT_START)?;
@@ -68,11 +68,11 @@ pub(super) fn link<P: Pointer>(api: &mut Api<'_, P>) -> Result<()> {
     })?;
     linker.func_wrap("ic0", "global_timer_set", |mut caller: Host<'_>, time: i64| -> Result<i64> {
         caller.data().allow("global_timer_set", I | G | U | RY | RT | C | T)?;
-        let timer = &mut caller.data_mut().canister_mut()?.timer_ns;
+        let timer = &mut caller.data_mut().progress_mut()?.timer_ns;
         Ok(std::mem::replace(timer, time.cast_unsigned()).cast_signed())
     })?;
     linker.func_wrap("ic0", "performance_counter", |caller: Host<'_>, counter: i32| -> Result<i64> {
-        let message = caller.data().call.limit.saturating_sub(caller.get_fuel()?);
+        let message = caller.data().instructions(caller.get_fuel()?);
         let earlier = caller.data().call_context().map_or(0, |call| call.instructions);
         match counter {
             0 => Ok(message.cast_signed()),

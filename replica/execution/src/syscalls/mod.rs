@@ -19,7 +19,7 @@ use wasmtime::{Caller, Linker, Memory, Result, Trap, WasmTy};
 use crate::api::Reject;
 use crate::instance::Most;
 use crate::state::{self, CallContext, Closure, Lent, World};
-use crate::working::Working;
+use crate::working::{Short, Working};
 
 /// Largest reply of an update, in bytes.
 const MAX_REPLY: usize = 2 << 20;
@@ -165,6 +165,9 @@ pub(crate) enum Stop {
     /// It gave away more cycles than it has.
     #[error("Canister is out of cycles: {0}")]
     Cycles(String),
+    /// The machine has no memory left.
+    #[error("Canister is out of memory: {0}")]
+    Memory(Short),
 }
 
 fn contract<T>(text: impl Into<String>) -> Result<T> {
@@ -193,15 +196,36 @@ impl Context {
         }
     }
 
+    fn progress(&self) -> Result<&state::Progress> {
+        match self.world.state.progress.get(&self.call.canister) {
+            Some(progress) => Ok(progress),
+            None => contract("the canister was deleted"),
+        }
+    }
+
+    fn progress_mut(&mut self) -> Result<&mut state::Progress> {
+        match self.world.state.progress.get_mut(&self.call.canister) {
+            Some(progress) => Ok(progress),
+            None => contract("the canister was deleted"),
+        }
+    }
+
     fn call_context(&self) -> Option<&CallContext> {
         self.world.state.contexts.get(&self.call.context)
     }
 
     /// Notes that a range of the program's memory is about to change.
-    pub(crate) fn mark(&mut self, start: u64, length: u64) {
-        if let Some(working) = &mut self.working {
-            working.mark_range(start, length);
+    pub(crate) fn mark(&mut self, start: u64, length: u64) -> Result<()> {
+        match &mut self.working {
+            Some(working) => Ok(working.mark_range(start, length).map_err(Stop::Memory)?),
+            None => Ok(()),
         }
+    }
+
+    /// Instructions executed so far, if so many are left; those of the marker are not the program's.
+    pub(crate) fn instructions(&self, left: u64) -> u64 {
+        let marker = self.working.as_ref().map_or(0, Working::marker_calls);
+        self.call.limit.saturating_sub(left).saturating_sub(marker)
     }
 
     /// Gives up a call that was begun; its cycles come back.
@@ -295,7 +319,7 @@ fn read_principal(caller: &mut Host<'_>, source: u64, size: u64) -> Result<Princ
 
 /// Writes to `destination` of the program's memory.
 fn write(caller: &mut Host<'_>, destination: u64, bytes: &[u8]) -> Result<()> {
-    caller.data_mut().mark(destination, bytes.len() as u64);
+    caller.data_mut().mark(destination, bytes.len() as u64)?;
     let (memory, _) = split(caller);
     let range = range(destination, bytes.len() as u64, memory.len())?;
     memory[range].copy_from_slice(bytes);
@@ -314,7 +338,7 @@ fn copy_out(
     show: &dyn Fn(&Context) -> Result<Cow<'_, [u8]>>,
 ) -> Result<()> {
     charge(caller, size)?;
-    caller.data_mut().mark(destination, size);
+    caller.data_mut().mark(destination, size)?;
     let (memory, context) = split(caller);
     let bytes = show(context)?;
     let Ok(from) = range(offset, size, bytes.len()) else {

@@ -12,7 +12,7 @@ pub(super) fn link<P: Pointer>(api: &mut Api<'_, P>) -> Result<()> {
     let linker = &mut *api.linker;
     // Allowed in every mode, and 64 bits wide whatever the width of the memory.
     linker.func_wrap("ic0", "stable64_size", |caller: Host<'_>| -> Result<i64> {
-        Ok(caller.data().canister()?.stable_pages.cast_signed())
+        Ok(caller.data().progress()?.stable_pages.cast_signed())
     })?;
     linker.func_wrap("ic0", "stable64_grow", |mut caller: Host<'_>, pages: i64| -> Result<i64> {
         Ok(grow(caller.data_mut(), pages.cast_unsigned())?.map_or(-1, u64::cast_signed))
@@ -65,7 +65,7 @@ pub(super) fn link_legacy(linker: &mut Linker<Context>) -> Result<()> {
 
 /// Size in pages, if 32-bit functions can serve it.
 fn size32(context: &Context) -> Result<i32> {
-    let pages = context.canister()?.stable_pages;
+    let pages = context.progress()?.stable_pages;
     if pages > PAGES32 {
         return Err(
             Stop::Contract("32-bit stable memory functions cannot serve more than 4 GiB".into()).into()
@@ -77,11 +77,11 @@ fn size32(context: &Context) -> Result<i32> {
 /// Grows and gives the old size in pages, or nothing if the limit is reached.
 fn grow(context: &mut Context, pages: u64) -> Result<Option<u64>> {
     let most = context.world.config.limits.stable_bytes / WASM_PAGE;
-    let canister = context.canister_mut()?;
-    let old = canister.stable_pages;
+    let progress = context.progress_mut()?;
+    let old = progress.stable_pages;
     match old.checked_add(pages) {
         Some(new) if new <= most => {
-            canister.stable_pages = new;
+            progress.stable_pages = new;
             Ok(Some(old))
         }
         _ => Ok(None),
@@ -90,7 +90,7 @@ fn grow(context: &mut Context, pages: u64) -> Result<Option<u64>> {
 
 /// Checks that an access lies within the stable memory.
 fn check(context: &Context, offset: u64, size: u64) -> Result<()> {
-    let bytes = context.canister()?.stable_pages * WASM_PAGE;
+    let bytes = context.progress()?.stable_pages * WASM_PAGE;
     match offset.checked_add(size) {
         Some(end) if end <= bytes => Ok(()),
         _ => Err(Stop::Contract("stable memory out of bounds".into()).into()),
@@ -100,7 +100,7 @@ fn check(context: &Context, offset: u64, size: u64) -> Result<()> {
 fn read(caller: &mut Host<'_>, destination: u64, offset: u64, size: u64) -> Result<()> {
     charge(caller, size)?;
     check(caller.data(), offset, size)?;
-    caller.data_mut().mark(destination, size);
+    caller.data_mut().mark(destination, size)?;
     let (memory, context) = split(caller);
     let range = range(destination, size, memory.len())?;
     let space = context.canister()?.stable_space();
@@ -123,5 +123,6 @@ fn write(caller: &mut Host<'_>, offset: u64, source: u64, size: u64) -> Result<(
         ))
         .into());
     }
+    world.config.ram.take(size.div_ceil(heap::PAGE as u64)).map_err(Stop::Memory)?;
     Ok(world.overlay.write(&world.snapshot, space, offset, &memory[range])?)
 }

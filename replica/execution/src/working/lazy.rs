@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use super::Mapping;
 use super::fault::Faults;
+use super::{Mapping, Ram, layout};
 use crate::store::{PAGE, Page, ReadError, Snapshot, SpaceId};
+use crate::sync::RwLock;
 
 /// Pages that are read ahead at most when a program reads one after the other.
 const MAX_WINDOW: u64 = 64;
@@ -19,7 +20,7 @@ const CHUNK: usize = 4096;
 /// A snapshot that is replaced by later ones. None where nothing may be read at the moment.
 pub(crate) type Current = Arc<RwLock<Option<Snapshot>>>;
 
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Whoever panicked with it left it whole: each change is one assignment.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -27,6 +28,8 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Where the pages of one memory come from, and which are there.
 pub(super) struct Region {
     mapping: Arc<Mapping>,
+    marks: Arc<Mapping>,
+    ram: Arc<Ram>,
     state: Mutex<State>,
 }
 
@@ -68,7 +71,13 @@ impl State {
 }
 
 impl Region {
-    pub(super) fn new(mapping: Arc<Mapping>, current: Current, space: SpaceId) -> Self {
+    pub(super) fn new(
+        mapping: Arc<Mapping>,
+        marks: Arc<Mapping>,
+        ram: Arc<Ram>,
+        current: Current,
+        space: SpaceId,
+    ) -> Self {
         let state = State {
             current,
             space,
@@ -79,11 +88,19 @@ impl Region {
             failed: None,
             detached: false,
         };
-        Self { mapping, state: Mutex::new(state) }
+        Self { mapping, marks, ram, state: Mutex::new(state) }
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
+    }
+
+    /// These pages are in memory from now on, so what lies behind the page before each may be looked at.
+    fn arrived(&self, first: u64, end: u64) {
+        let first = first.max(1);
+        if first < end {
+            self.marks.set_bytes(u64::from(layout::READY) + first - 1, end - first, 1);
+        }
     }
 
     /// Serves a fault: reads the page, and some after it, and puts them where they belong.
@@ -104,9 +121,11 @@ impl Region {
         }
         buffer.clear();
         let snapshot = state.snapshot();
+        let short = self.ram.take(end - first).err();
         for page in first..end {
             let mut data = [0; PAGE];
             let read = match &snapshot {
+                _ if let Some(short) = short => Err(short.to_string()),
                 Some(snapshot) => state.read(snapshot, page, &mut data).map_err(|error| error.to_string()),
                 None => Err("there is no snapshot to read from".to_owned()),
             };
@@ -136,9 +155,9 @@ impl Region {
                 let _ = faults.wake(start, run * PAGE);
                 return;
             }
-            for page in first + at as u64..first + (at + run) as u64 {
-                state.set_present(page);
-            }
+            let (from, to) = (first + at as u64, first + (at + run) as u64);
+            (from..to).for_each(|page| state.set_present(page));
+            self.arrived(from, to);
             at += run;
         }
     }
@@ -148,6 +167,7 @@ impl Region {
 #[derive(Clone)]
 pub(crate) struct Loader {
     lazy: Option<Arc<Lazy>>,
+    pub(crate) ram: Arc<Ram>,
 }
 
 struct Lazy {
@@ -158,7 +178,7 @@ struct Lazy {
 
 impl Loader {
     /// Fills memories page by page, where the kernel lets this process serve faults.
-    pub(crate) fn lazy() -> Self {
+    pub(crate) fn lazy(ram: Arc<Ram>) -> Self {
         // One for the process: the thread that serves faults must outlive whatever may fault.
         static LAZY: OnceLock<Option<Arc<Lazy>>> = OnceLock::new();
         let start = || -> io::Result<Arc<Lazy>> {
@@ -172,12 +192,12 @@ impl Loader {
                 |error: &io::Error| tracing::warn!("memories are read as a whole: userfaultfd: {error}");
             start().inspect_err(warn).ok()
         });
-        Self { lazy: lazy.clone() }
+        Self { lazy: lazy.clone(), ram }
     }
 
     /// Fills each memory as a whole.
-    pub(crate) fn whole() -> Self {
-        Self { lazy: None }
+    pub(crate) fn whole(ram: Arc<Ram>) -> Self {
+        Self { lazy: None, ram }
     }
 
     /// Pages are read when they are touched, rather than all at the start.
@@ -222,6 +242,7 @@ fn load_all(region: &Region) -> Result<(), String> {
     let mut data = [0; PAGE];
     loop {
         let pages = snapshot.present_pages(state.space, from, CHUNK).map_err(|error| error.to_string())?;
+        region.ram.take(pages.len() as u64).map_err(|short| short.to_string())?;
         for page in &pages {
             state.read(&snapshot, *page, &mut data).map_err(|error| error.to_string())?;
             region.mapping.write(*page, &data);
@@ -232,6 +253,7 @@ fn load_all(region: &Region) -> Result<(), String> {
         }
     }
     state.present.fill(u64::MAX);
+    region.arrived(0, state.pages);
     Ok(())
 }
 

@@ -115,14 +115,14 @@ impl Mapping {
         self.page(at / PAGE as u64)[at as usize % PAGE]
     }
 
-    /// Sets one byte.
+    /// Sets bytes to a value.
     ///
     /// # Panics
-    /// If it is behind the end.
-    pub(crate) fn set_byte(&self, at: u64, value: u8) {
-        let page = self.pointer(at / PAGE as u64).cast::<u8>();
-        // SAFETY: inside the page, which is inside the mapping.
-        unsafe { page.add(at as usize % PAGE).write(value) };
+    /// If they end behind the mapping's end.
+    pub(crate) fn set_bytes(&self, at: u64, count: u64, value: u8) {
+        assert!(at.checked_add(count).is_some_and(|end| end <= self.length() as u64), "inside the mapping");
+        // SAFETY: inside the mapping, by the assertion.
+        unsafe { self.base.as_ptr().add(at as usize).write_bytes(value, count as usize) };
     }
 }
 

@@ -4,25 +4,29 @@
 //! before the first store into a page the rewritten program ([`crate::prepare`]) or the engine marks it, which puts
 //! it on a list; and both commit and rollback go through that list.
 //!
-//! The first [`UNDO_PAGES`] pages of a message are copied when they are marked, so a rollback copies them back.
-//! Were all of them copied, a program that writes to very many pages would pay for each twice; so the rest is read
-//! from the snapshot again in the rare case of a rollback.
+//! Pages are copied when they are marked, so a rollback copies them back, as long as that takes a small part of the
+//! program's own time: a program that writes a word here and there would else pay most of its time for copies that
+//! hardly ever serve. Pages not copied are read from the snapshot again in the rare case of a rollback. While nothing
+//! is copied, the program notes changes by itself (see [`layout`]).
 //!
 //! A mark stands for stores that begin in its page and end within [`REACH`] bytes of there, which may run into the
 //! next page. When a page is marked, the first bytes of the next one are therefore kept aside, and compared when the
 //! message ends, unless that page is marked by then as well.
 
 mod fault;
+pub(crate) mod layout;
 mod lazy;
 mod mapping;
+mod ram;
 
 use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
-use lazy::Region;
-pub(crate) use lazy::{Current, Loader, lock};
+pub(crate) use lazy::{Current, Loader};
+use lazy::{Region, lock};
 pub(crate) use mapping::{Creator, GUARD, Mapping, RESERVATION, with_memories};
+pub(crate) use ram::{Ram, Short};
 
 use crate::prepare::cover::REACH;
 use crate::store::{Batch, PAGE, Page, SpaceId};
@@ -30,12 +34,14 @@ use crate::store::{Batch, PAGE, Page, SpaceId};
 const ZERO: Page = [0; PAGE];
 /// The first bytes of a page.
 type Head = [u8; REACH as usize];
-/// Pages of one message whose earlier content is kept.
+/// Pages of one message whose earlier content is kept at most,
 const UNDO_PAGES: usize = 1024;
+/// however short the message is (one in tests, so that small programs note changes by themselves),
+const FREE_PAGES: usize = if cfg!(test) { 1 } else { 32 };
+/// and for how many instructions one more. A copy takes about as long as a tenth of these.
+const INSTRUCTIONS_PER_PAGE: u64 = 4096;
 /// Marks for which room is kept from one message for the next.
 const KEPT_MARKS: usize = 1 << 14;
-/// Bytes of the memory that holds the marks, one for each page.
-pub(crate) const CARD_BYTES: usize = RESERVATION / PAGE;
 
 /// Copies of pages that no message needs at the moment; all programs share them.
 static SPARE: Mutex<Vec<Box<Page>>> = Mutex::new(Vec::new());
@@ -56,17 +62,22 @@ enum Behind {
 /// One program's memory and what was changed in it since the last commit.
 pub(crate) struct Working {
     memory: Arc<Mapping>,
-    cards: Arc<Mapping>,
+    marks: Arc<Mapping>,
     region: Arc<Region>,
     loader: Loader,
     /// Pages that the last commit left; those behind were added since.
     committed: u64,
-    /// Marked pages, each once.
+    /// Marked pages, each once, but for those in the program's notes.
     dirty: Vec<u32>,
-    /// What the first of them held.
-    undo: Vec<Box<Page>>,
     /// What was behind each of them.
     behind: Vec<Behind>,
+    /// What some of them held, and how many may be copied in this message so far.
+    undo: Vec<(u32, Box<Page>)>,
+    may_undo: usize,
+    /// Notes that the program may write or has written.
+    granted: u32,
+    /// Calls of the marker.
+    calls: u64,
 }
 
 /// What a rollback could not do by itself.
@@ -81,25 +92,28 @@ pub(crate) enum Undone {
 impl Working {
     /// Memory without content.
     pub(crate) fn new(loader: &Loader, current: Current, space: SpaceId) -> io::Result<Self> {
-        let (memory, cards) = (Mapping::reserve()?, Mapping::reserve()?);
-        cards.set_length(CARD_BYTES)?;
-        let region = Arc::new(Region::new(memory.clone(), current, space));
+        let (memory, marks) = (Mapping::reserve()?, Mapping::reserve()?);
+        marks.set_length(layout::BYTES)?;
+        let region = Arc::new(Region::new(memory.clone(), marks.clone(), loader.ram.clone(), current, space));
         let loader = loader.clone();
         Ok(Self {
             memory,
-            cards,
+            marks,
             region,
             loader,
             committed: 0,
             dirty: Vec::new(),
-            undo: Vec::new(),
             behind: Vec::new(),
+            undo: Vec::new(),
+            may_undo: FREE_PAGES,
+            granted: 0,
+            calls: 0,
         })
     }
 
     /// The mappings that the instance's memories are made from.
     pub(crate) fn mappings(&self) -> Vec<Arc<Mapping>> {
-        vec![self.memory.clone(), self.cards.clone()]
+        vec![self.memory.clone(), self.marks.clone()]
     }
 
     /// Gives the first `pages` pages, which are there and untouched, the content that the snapshot has.
@@ -118,31 +132,93 @@ impl Working {
         self.committed
     }
 
-    /// Notes that a page is about to change. Behind the end there is nothing to note: the store will trap.
-    pub(crate) fn mark(&mut self, page: u32) {
-        let number = u64::from(page);
-        if number >= self.memory.pages() || self.cards.byte(number) != 0 {
-            return;
-        }
-        self.keep(number);
-        self.behind.push(self.behind(number + 1));
-        self.cards.set_byte(number, 1);
-        self.dirty.push(page);
+    fn is_marked(&self, page: u64) -> bool {
+        self.marks.byte(u64::from(layout::CARDS) + page) != 0
     }
 
-    /// Copies a page that is about to be marked, if it is among the first.
-    fn keep(&mut self, page: u64) {
-        if self.undo.len() < UNDO_PAGES && self.undo.len() == self.dirty.len() {
-            let mut copy = lock(&SPARE).pop().unwrap_or_else(|| Box::new(ZERO));
-            if page < self.committed {
-                copy.copy_from_slice(self.memory.page(page));
-            }
-            self.undo.push(copy);
+    fn set_card(&self, page: u64, value: u8) {
+        self.marks.set_bytes(u64::from(layout::CARDS) + page, 1, value);
+    }
+
+    /// The program's marker asks to note that a page is about to change, `instructions` after its start.
+    pub(crate) fn mark_for_program(&mut self, page: u32, instructions: u64) -> Result<(), Short> {
+        self.calls += 1;
+        self.take_notes();
+        self.afford(instructions);
+        self.mark(page)?;
+        if self.undo.len() >= self.may_undo {
+            self.loader.ram.take(layout::GRANT.into())?;
+            self.grant(layout::GRANT);
         }
+        Ok(())
+    }
+
+    /// Allows as many copies as a program that ran for so long can afford.
+    pub(crate) fn afford(&mut self, instructions: u64) {
+        let more = usize::try_from(instructions / INSTRUCTIONS_PER_PAGE).unwrap_or(UNDO_PAGES);
+        self.may_undo = FREE_PAGES.saturating_add(more).min(UNDO_PAGES);
+    }
+
+    /// How often the program called the marker since this was last reset.
+    pub(crate) fn marker_calls(&self) -> u64 {
+        self.calls + u64::from(self.granted - self.left())
+    }
+
+    /// Begins to count the marker's calls anew.
+    pub(crate) fn reset_marker_calls(&mut self) {
+        self.take_notes();
+        self.calls = 0;
+    }
+
+    fn grant(&mut self, notes: u32) {
+        self.granted = notes;
+        self.marks.write(0, &notes.to_le_bytes());
+    }
+
+    /// Notes that are not written yet.
+    fn left(&self) -> u32 {
+        let left = self.marks.page(0).first_chunk().map_or(0, |bytes| u32::from_le_bytes(*bytes));
+        left.min(self.granted)
+    }
+
+    /// Puts what the program noted on the list, and grants it no more notes.
+    fn take_notes(&mut self) {
+        if self.granted == 0 {
+            return;
+        }
+        let left = self.left();
+        let (notes, _) =
+            self.marks.page(0)[layout::NOTES as usize..].as_chunks::<{ layout::NOTE as usize }>();
+        for note in notes[left as usize..self.granted as usize].iter().rev() {
+            let (Some(page), Some(head)) = (note.first_chunk(), note.last_chunk()) else { continue };
+            self.dirty.push(u32::from_le_bytes(*page));
+            let marked = note[layout::BEHIND as usize] != 0;
+            self.behind.push(if marked { Behind::Marked } else { Behind::Head(*head) });
+        }
+        self.calls += u64::from(self.granted - left);
+        self.grant(0);
+    }
+
+    /// Notes that a page is about to change. Behind the end there is nothing to note: the store will trap.
+    fn mark(&mut self, page: u32) -> Result<(), Short> {
+        let number = u64::from(page);
+        if number >= self.memory.pages() || self.is_marked(number) {
+            return Ok(());
+        }
+        self.loader.ram.take(1)?;
+        if self.undo.len() < self.may_undo && number < self.committed {
+            let mut copy = lock(&SPARE).pop().unwrap_or_else(|| Box::new(ZERO));
+            copy.copy_from_slice(self.memory.page(number));
+            self.undo.push((page, copy));
+        }
+        self.behind.push(self.behind(number + 1));
+        self.set_card(number, 1);
+        self.dirty.push(page);
+        Ok(())
     }
 
     fn behind(&self, page: u64) -> Behind {
-        if page >= self.memory.pages() || self.cards.byte(page) != 0 {
+        if page >= self.memory.pages() || self.is_marked(page) {
             Behind::Marked
         } else if page >= self.committed {
             Behind::Zero
@@ -160,31 +236,32 @@ impl Working {
     }
 
     /// Notes that a range is about to change. Nothing, if it does not lie within the memory.
-    pub(crate) fn mark_range(&mut self, start: u64, length: u64) {
+    pub(crate) fn mark_range(&mut self, start: u64, length: u64) -> Result<(), Short> {
         let Some(end) = start.checked_add(length).filter(|end| *end <= self.memory.length() as u64) else {
-            return;
+            return Ok(());
         };
         if length == 0 {
-            return;
+            return Ok(());
         }
         for page in start / PAGE as u64..end.div_ceil(PAGE as u64) {
             // Below the length of the mapping, so 32 bits hold it.
-            self.mark(page as u32);
+            self.mark(page as u32)?;
         }
+        Ok(())
     }
 
-    /// Unmarked pages into which a store from the page before ran, with their first bytes before.
-    fn run_into(&self) -> Vec<(u32, Head)> {
+    /// Unmarked pages into which a store from the page before ran.
+    fn run_into(&self) -> Vec<u32> {
         let mut found = Vec::new();
         for (page, behind) in self.dirty.iter().zip(&self.behind) {
             let next = page + 1;
-            if matches!(behind, Behind::Marked) || self.cards.byte(next.into()) != 0 {
+            if matches!(behind, Behind::Marked) || self.is_marked(next.into()) {
                 continue;
             }
             if let Some(head) = self.head_before(next.into(), behind)
                 && self.head(next.into()) != head
             {
-                found.push((next, head));
+                found.push(next);
             }
         }
         found
@@ -213,16 +290,10 @@ impl Working {
 
     /// Ends the list of changed pages; gives those that changed since the last commit.
     pub(crate) fn collect(&mut self) -> &[u32] {
-        for (page, head) in self.run_into() {
-            let number = u64::from(page);
-            self.keep(number);
-            if self.dirty.len() < self.undo.len()
-                && let Some(copy) = self.undo.last_mut()
-            {
-                copy[..REACH as usize].copy_from_slice(&head);
-            }
+        self.take_notes();
+        for page in self.run_into() {
             self.behind.push(Behind::Marked);
-            self.cards.set_byte(number, 1);
+            self.set_card(page.into(), 1);
             self.dirty.push(page);
         }
         &self.dirty
@@ -236,6 +307,7 @@ impl Working {
             self.memory.write(page, &[page as u8; PAGE]);
         }
         self.committed = pages;
+        self.afford(u64::MAX);
         Ok(())
     }
 
@@ -270,9 +342,16 @@ impl Working {
     /// The changes are durable.
     pub(crate) fn settle(&mut self) {
         for page in &self.dirty {
-            self.cards.set_byte((*page).into(), 0);
+            self.set_card((*page).into(), 0);
         }
-        self.committed = self.memory.pages();
+        let grown = self.memory.pages() - self.committed;
+        if grown > 0 {
+            // The pages before these, of which now another follows.
+            let first = self.committed.max(1) - 1;
+            let end = self.memory.pages() - 1;
+            self.marks.set_bytes(u64::from(layout::READY) + first, end - first, 1);
+            self.committed += grown;
+        }
         self.forget();
     }
 
@@ -283,26 +362,29 @@ impl Working {
             self.dirty.shrink_to(0);
             self.behind.shrink_to(0);
         }
-        let mut spare = lock(&SPARE);
-        spare.append(&mut self.undo);
-        spare.truncate(UNDO_PAGES);
+        self.may_undo = FREE_PAGES;
+        if !self.undo.is_empty() {
+            let mut spare = lock(&SPARE);
+            let room = UNDO_PAGES.saturating_sub(spare.len());
+            spare.extend(self.undo.drain(..).map(|(_, copy)| copy).take(room));
+        }
     }
 
     /// Takes all changes back. After an error the memory is of no use any more.
     pub(crate) fn roll_back(&mut self) -> Result<Undone, String> {
-        self.collect();
+        self.take_notes();
         let state = self.region.state();
+        for (page, copy) in &self.undo {
+            self.memory.write((*page).into(), &**copy);
+            self.set_card((*page).into(), 0);
+        }
         let mut snapshot = None;
         let mut data = ZERO;
-        for (at, page) in self.dirty.iter().enumerate() {
-            let page = u64::from(*page);
-            self.cards.set_byte(page, 0);
+        for page in self.dirty.iter().copied().map(u64::from) {
             // What is not in memory was not changed: it was marked, and the program trapped before it wrote.
-            if page >= self.committed || !state.is_present(page) {
-                continue;
-            }
-            if let Some(old) = self.undo.get(at) {
-                self.memory.write(page, &**old);
+            let changed = page < self.committed && state.is_present(page) && self.is_marked(page);
+            self.set_card(page, 0);
+            if !changed {
                 continue;
             }
             if snapshot.is_none() {
@@ -358,19 +440,19 @@ impl Working {
     }
 
     /// Copies the changes that another program's memory has on top of the same snapshot.
-    pub(crate) fn adopt(&mut self, from: &mut Self) {
+    pub(crate) fn adopt(&mut self, from: &mut Self) -> Result<(), Short> {
         for page in from.collect().to_vec() {
-            self.mark(page);
+            self.mark(page)?;
             self.memory.write(page.into(), from.memory.page(page.into()));
         }
+        Ok(())
     }
 
-    /// Writes bytes, if they lie within the memory.
-    #[must_use]
-    pub(crate) fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> bool {
+    /// Writes bytes; whether they lie within the memory.
+    pub(crate) fn write_bytes(&mut self, address: u64, bytes: &[u8]) -> Result<bool, Short> {
         let end = address.checked_add(bytes.len() as u64).filter(|end| *end <= self.memory.length() as u64);
-        let Some(end) = end else { return false };
-        self.mark_range(address, bytes.len() as u64);
+        let Some(end) = end else { return Ok(false) };
+        self.mark_range(address, bytes.len() as u64)?;
         let mut at = address;
         while at < end {
             let offset = at % PAGE as u64;
@@ -382,7 +464,7 @@ impl Working {
             self.memory.write(at / PAGE as u64, &page);
             at += length;
         }
-        true
+        Ok(true)
     }
 }
 

@@ -72,6 +72,12 @@ impl Node {
         self.engine = engine(&self.media, self.limits.clone(), false, self.lazy);
     }
 
+    /// The same after a restart with other limits.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.limits = limits;
+        self.reopen();
+    }
+
     pub fn message(&mut self, canister: Principal, method: &str, arg: Vec<u8>) -> IngressMessage {
         self.sent += 1;
         let mut request_id = [0; 32];
