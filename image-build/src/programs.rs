@@ -73,8 +73,8 @@ fn compile(workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf
 }
 
 fn compile_in(place: &Place<'_>, workshop: &Workshop, package: &str, parts: &[&str]) -> Result<PathBuf> {
-    let rust = toolchain::open(&workshop.cache, &workshop.inputs.lock.rust)?;
-    let crates = vendor::open(&workshop.cache, &workshop.repository)?;
+    let rust = toolchain::open(&workshop.cache, &workshop.inputs)?;
+    let crates = vendor::open(&workshop.cache, &workshop.repository, &workshop.inputs.sources)?;
     let target = &place.target;
     // cargo sees a change of sources by their times and of rustc by its version. It does not see another C compiler or
     // library, nor another checkout with older files at the same place in the sandbox.

@@ -1,8 +1,9 @@
-//! The Rust toolchain: the locked files out of the one that rustup installed, each checked.
+//! The Rust toolchain: the locked files out of the one that rustup installed, or out of a bundle, each checked.
 
 use crate::{
     cache::{Cache, Key},
     files::FileError,
+    inputs::Inputs,
     lock::{Rust, RustFile},
     recipe::RustRequest,
     step::Step,
@@ -77,22 +78,29 @@ pub fn installed(version: &str) -> Result<PathBuf, ToolchainError> {
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
+/// Folder of the toolchain in a bundle of inputs.
+pub const BUNDLED: &str = "rust";
+
 /// The locked files in a folder of the cache, each checked while it is copied. What else lies in the installed
 /// toolchain is not there, so no compiler sees it.
-pub fn open(cache: &Cache, rust: &Rust) -> Result<PathBuf, ToolchainError> {
+pub fn open(cache: &Cache, inputs: &Inputs) -> Result<PathBuf, ToolchainError> {
+    let rust = &inputs.lock.rust;
     let mut key = Key::default();
     for file in &rust.files {
         key = key.with(&file.path, file.sha256.as_bytes());
     }
     cache.entry("rust", key, |dir| {
         let step = Step::start("Rust toolchain", rust.files.len() as u64);
-        copy(&installed(&rust.version)?, rust, dir, &step)?;
+        let bundled = inputs.sources.directories.iter().map(|folder| folder.join(BUNDLED));
+        let from = bundled.filter(|folder| folder.is_dir()).map(Ok).next();
+        copy(&from.unwrap_or_else(|| installed(&rust.version))?, rust, dir, &step)?;
         step.done("checked");
         Ok(())
     })
 }
 
-fn copy(from: &Path, rust: &Rust, to: &Path, step: &Step) -> Result<(), ToolchainError> {
+/// Copies the locked files, and checks them.
+pub fn copy(from: &Path, rust: &Rust, to: &Path, step: &Step) -> Result<(), ToolchainError> {
     for file in &rust.files {
         let (source, target) = (from.join(&file.path), to.join(&file.path));
         if !source.is_file() {

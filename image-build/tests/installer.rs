@@ -1,27 +1,34 @@
 //! The installer's medium, as built, on a USB stick of a virtual machine with UEFI and TPM: it installs on an NVMe disk,
 //! whatever power does, and the machine then starts from that disk under Secure Boot; or it refuses and says why.
 //!
-//! `cargo xtask test` builds the image and names its folder in `REDOUBT_HOST_IMAGE`.
+//! `cargo xtask test` builds the image and names its folder in `REDOUBT_HOST_IMAGE`; `cargo xtask ci --full` builds one of the
+//! production profile, signed with keys of its own, and names it in `REDOUBT_PRODUCTION_RELEASE`.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "helpers of tests; a failure ends the test")]
 
 mod skip;
 
-use image_build::{host::names, installer::IMAGE};
+use image_build::{
+    host::names,
+    installer::{self as installer_image, IMAGE},
+    trust::Trust,
+};
 use installer::{
-    archive::{self, MANIFEST},
+    archive::{self, Files, MANIFEST},
     gpt::Guid,
     layout::{self, MIB},
     linux::Device,
     medium::Medium,
+    parts::Parts,
     run,
 };
-use release::Envelope;
+use release::{Envelope, Profile, Root};
 use serde_json::{Value, json};
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
     net::TcpListener,
+    os::unix::fs::FileExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::mpsc,
@@ -34,7 +41,10 @@ const PATIENCE: Duration = Duration::from_secs(400);
 /// A machine's parts that outlive a power cut.
 struct Bench {
     dir: tempfile::TempDir,
+    /// The release whose medium is tried.
     image: PathBuf,
+    /// The virtual one, which has the firmware.
+    firmware: PathBuf,
 }
 
 fn bench() -> Option<Bench> {
@@ -49,7 +59,17 @@ fn bench() -> Option<Bench> {
     let dir = tempfile::tempdir().unwrap();
     File::create(dir.path().join("disk")).unwrap().set_len(layout::smallest() + 200 * MIB).unwrap();
     std::fs::copy(image.join(names::VARIABLES), dir.path().join("variables")).unwrap();
-    Some(Bench { dir, image })
+    Some(Bench { dir, firmware: image.clone(), image })
+}
+
+/// With the medium of a production release.
+fn production() -> Option<Bench> {
+    let Some(image) = std::env::var_os("REDOUBT_PRODUCTION_RELEASE").map(PathBuf::from) else {
+        // Not part of every run: its guest's kernel takes minutes. Not captured, as what is printed would be.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: no production release; run 'cargo xtask ci --full'");
+        return None;
+    };
+    Some(Bench { image, ..bench()? })
 }
 
 /// What a machine starts from.
@@ -125,7 +145,7 @@ impl Bench {
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "2560M"])
             .args(["-nodefaults", "-no-reboot", "-display", "none", "-net", "none", "-serial", "stdio"])
             .arg("-drive")
-            .arg(drive("if=pflash,unit=0,readonly=on", &self.image.join(names::FIRMWARE)))
+            .arg(drive("if=pflash,unit=0,readonly=on", &self.firmware.join(names::FIRMWARE)))
             .arg("-drive")
             .arg(drive("if=pflash,unit=1", &self.path("variables")))
             .arg("-drive")
@@ -235,6 +255,15 @@ impl Machine {
         }
     }
 
+    /// What the console has shown so far.
+    fn said(&mut self) -> &str {
+        for line in self.lines.try_iter() {
+            self.console += &line;
+            self.console.push('\n');
+        }
+        &self.console
+    }
+
     /// Waits until the machine has switched itself off.
     fn ended(mut self) {
         let end = Instant::now() + PATIENCE;
@@ -339,4 +368,70 @@ fn an_unsigned_release_and_a_wrong_disk_are_refused() {
     let mut other = config();
     other["disk"] = json!("nvme7n1");
     refused(&bench, &other, true, |_| (), "disk-not-found");
+}
+
+#[test]
+fn a_production_release_is_installed_under_its_clouds_keys_and_starts_without_a_serial_console() {
+    let Some(bench) = production() else { return };
+    let development = std::fs::read(bench.path("variables")).unwrap();
+    bench.clear_keys();
+    bench.stick(&config(), |_| ());
+    let mut machine = bench.start(From::Stick, true);
+    let console = machine.until(&["is installed; take the medium out", REFUSED]);
+    assert!(console.contains("installer of profile production"), "{console}");
+    assert!(console.contains("keys are enrolled"), "{console}");
+    assert!(console.contains("is installed; take the medium out"), "{console}");
+    machine.ended();
+
+    // It says nothing there, but at the end of its start it has made a file system on the state partition.
+    let mut machine = bench.start(From::Disk, true);
+    let magic = || {
+        let mut bytes = [0; 2];
+        let disk = File::open(bench.path("disk")).unwrap();
+        // Linux, Documentation/filesystems/ext4/super.rst: s_magic.
+        disk.read_exact_at(&mut bytes, layout::start_of("state").unwrap() + 1024 + 0x38).unwrap();
+        bytes == [0x53, 0xef]
+    };
+    let end = Instant::now() + PATIENCE;
+    while !magic() {
+        assert!(machine.qemu.try_wait().unwrap().is_none(), "the machine ended: {}", machine.said());
+        assert!(Instant::now() < end, "the host does not start: {}", machine.said());
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    let console = machine.said();
+    assert!(!console.contains("host-os") && !console.contains("Linux"), "{console}");
+    drop(machine);
+
+    // Machines of this cloud start nothing of the virtual profile, and the other way round.
+    let stranger = |image: &Path| {
+        std::fs::copy(image.join(IMAGE), bench.path("stick")).unwrap();
+        let mut machine = bench.start(From::Stick, true);
+        let console = machine.until(&["Access Denied", "Security Violation", "installer:"]);
+        assert!(!console.contains("installer:"), "{console}");
+    };
+    stranger(&bench.firmware);
+    std::fs::write(bench.path("variables"), development).unwrap();
+    stranger(&bench.image);
+}
+
+#[test]
+fn releases_of_production_and_of_virtual_nodes_are_refused_by_each_others_installers() {
+    let Some(bench) = production() else { return };
+    let open = |folder: &Path| {
+        let medium = Medium::read(&mut Device::open_read_only(&folder.join(IMAGE)).unwrap()).unwrap();
+        let root =
+            Trust::of_installer(&std::fs::read(folder.join(installer_image::UKI)).unwrap()).unwrap().root;
+        (medium.files().unwrap(), Root::from_bytes(&root).unwrap())
+    };
+    let (ours, root) = open(&bench.image);
+    let (theirs, public) = open(&bench.firmware);
+    let judge =
+        |files: &Files, root, profile| Parts::of(files.clone(), root, profile).map_err(|error| error.code());
+    assert!(judge(&ours, &root, Profile::Production).is_ok());
+    assert!(judge(&theirs, &public, Profile::Virtual).is_ok());
+    assert_eq!(judge(&theirs, &root, Profile::Production).unwrap_err(), "release-wrongly-signed");
+    assert_eq!(judge(&ours, &public, Profile::Virtual).unwrap_err(), "release-wrongly-signed");
+    // Not the keys alone: a release for other nodes is refused although it is signed by the right ones.
+    assert_eq!(judge(&theirs, &public, Profile::Production).unwrap_err(), "release-wrong-profile");
+    assert_eq!(judge(&ours, &root, Profile::Virtual).unwrap_err(), "release-wrong-profile");
 }

@@ -18,7 +18,7 @@ use std::{
 const PATIENCE: Duration = Duration::from_secs(180);
 
 #[test]
-fn it_boots_without_a_console_and_serves_nobody_without_sev_snp() {
+fn a_production_guest_boots_without_a_console_and_serves_nobody_without_sev_snp() {
     let Some(release) = std::env::var_os("REDOUBT_PRODUCTION_RELEASE").map(PathBuf::from) else {
         // Not part of every run: its kernel takes a quarter of an hour.
         use std::io::Write as _;

@@ -26,7 +26,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("clippy", || clippy(&["--workspace", "--all-targets", "--features", test::VIRTUAL]))?;
     // Without the simulated Secure Processor, as production programs are built.
     steps.step("clippy, production", || {
-        clippy(&["-p", "guest-os", "-p", "host-os", "-p", "redoubt", "--no-default-features"])
+        let features = ["--no-default-features", "--features", tools::PRODUCTION];
+        clippy(&[&["-p", "guest-os", "-p", "host-os", "-p", "redoubt"][..], &features].concat())
     })?;
     eprintln!("\nTime per step\n{}", steps.table());
     if options.lint {
@@ -35,9 +36,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     test::run(&test::Options::of(options.consent))?;
     if options.full {
         double_build::run(&double_build::Options::of(options.consent, true))?;
-        let test = ["test", "--locked", "-p", "image-build", "--test", "production_guest"];
-        let production = tools::release_dir("production");
-        tools::run(tools::command("cargo").args(test).env("REDOUBT_PRODUCTION_RELEASE", production))?;
+        let mut test = tools::command("cargo");
+        test.args([
+            "test",
+            "--locked",
+            "-p",
+            "image-build",
+            "--test",
+            "production_guest",
+            "--test",
+            "installer",
+        ]);
+        test.env("REDOUBT_PRODUCTION_RELEASE", tools::release_dir("production"));
+        test.env("REDOUBT_HOST_IMAGE", tools::release_dir("virtual"));
+        tools::run(test.args(["--", "production"]))?;
     }
     Ok(())
 }

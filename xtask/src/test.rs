@@ -1,6 +1,6 @@
 //! `cargo xtask test`: set-up and every test.
 
-use crate::{Consent, setup, simulate, tools};
+use crate::{Consent, double_build, setup, simulate, tools};
 use anyhow::Result;
 
 /// The workspace's features that the virtual profile switches on.
@@ -28,12 +28,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP, setup::FOR_TEST]))?;
     steps.step("npm packages", tools::npm_packages)?;
     let python = steps.step("Python packages", tools::python_packages)?;
-    steps.step("tools", tools::build_tools)?;
     let production = steps.step("production programs", tools::build_production)?;
+    steps.step("programs and tests", || tools::build_workspace(VIRTUAL))?;
     let release = steps.step("images", || tools::build_images("virtual"))?;
-    steps.step("production firmware", || {
-        tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware", "--vary"]))
-    })?;
+    if options.rest.is_empty() {
+        steps.step("second build", || double_build::quick(&release))?;
+    }
     let programs = steps.step("programs of the guest's tests", || {
         tools::output(tools::command(tools::binary("redoubt")).args(["image", "test-programs"]))
     })?;

@@ -100,18 +100,34 @@ impl Steps {
     }
 }
 
+/// The workspace's features that the production profile switches on.
+pub(crate) const PRODUCTION: &str = "host-os/tpm";
+
 /// Builds the programs that run on the developer's machine.
 pub(crate) fn build_tools() -> Result<()> {
     run(command("cargo").args(["build", "--locked", "-p", "host-os", "-p", "redoubt"]))
 }
 
-/// Builds the same and the guest's program as production has them, in a place of their own; returns their directory.
+/// Builds the same and the guest's program as production has them, without anything virtual; returns the directory with
+/// copies of them. [`build_tools`] or [`build_workspace`] must follow, since these overwrite what the others built.
 pub(crate) fn build_production() -> Result<PathBuf> {
+    let programs = ["redoubt", "host-os", "guest-os"];
+    let mut cargo = command("cargo");
+    cargo.args(["build", "--locked", "--no-default-features", "--features", PRODUCTION]);
+    run(cargo.args(programs.iter().flat_map(|name| ["-p", name])))?;
     let place = target().join("production");
-    let programs = ["-p", "redoubt", "-p", "host-os", "-p", "guest-os"];
-    let build = ["build", "--locked", "--no-default-features", "--target-dir"];
-    run(command("cargo").args(build).arg(&place).args(programs))?;
-    Ok(place.join("debug"))
+    std::fs::create_dir_all(&place).with_context(|| place.display().to_string())?;
+    for name in programs {
+        std::fs::copy(binary(name), place.join(name)).with_context(|| format!("cannot copy {name}"))?;
+    }
+    Ok(place)
+}
+
+/// Builds all that `cargo test --workspace` runs, and the programs that run on the developer's machine, with the same features of
+/// all crates: so each is compiled once.
+pub(crate) fn build_workspace(features: &str) -> Result<()> {
+    let targets = ["--lib", "--bins", "--tests", "--examples"];
+    run(command("cargo").args(["build", "--locked", "--workspace", "--features", features]).args(targets))
 }
 
 /// Builds the guest of the virtual profile, all that a node in QEMU needs; returns its directory.
@@ -121,11 +137,47 @@ pub(crate) fn build_release() -> Result<PathBuf> {
     Ok(out)
 }
 
-/// Builds the whole release of a profile, the host's disk too; returns its directory.
+/// Builds the whole release of a profile, the host's disk too; returns its directory. A production release gets keys that are
+/// made for it on the spot, and is signed with them.
 pub(crate) fn build_images(profile: &str) -> Result<PathBuf> {
-    let out = release_dir(profile);
-    run(command(binary("redoubt")).args(["image", "build", "--profile", profile, "--out"]).arg(&out))?;
+    let (out, redoubt) = (release_dir(profile), binary("redoubt"));
+    let mut build = command(&redoubt);
+    build.args(["image", "build", "--profile", profile, "--out"]).arg(&out);
+    if profile != "production" {
+        run(&mut build)?;
+        return Ok(out);
+    }
+    let cloud = production_keys()?;
+    run(build.arg("--trust").arg(cloud.join("trust")))?;
+    for holder in ["alice", "bob"] {
+        run(command(&redoubt)
+            .args(["release", "sign"])
+            .arg(&out)
+            .arg("--key")
+            .arg(cloud.join(holder).with_extension("pem")))?;
+    }
+    run(command(&redoubt)
+        .args(["image", "sign"])
+        .arg(&out)
+        .arg("--key")
+        .arg(cloud.join("secure-boot.key"))
+        .arg("--certificate")
+        .arg(cloud.join("secure-boot.crt")))?;
+    run(command(&redoubt).args(["image", "assemble"]).arg(&out))?;
     Ok(out)
+}
+
+/// The keys of a cloud for tests of production releases, made once: see `image-build/ceremony.sh`.
+pub(crate) fn production_keys() -> Result<PathBuf> {
+    let cloud = target().join("production-keys");
+    if !cloud.join("trust/certificate.der").is_file() {
+        // What a ceremony that was cut off left is no use.
+        let _ = std::fs::remove_dir_all(&cloud);
+        run(command(repository().join("image-build/ceremony.sh"))
+            .arg(&cloud)
+            .env("REDOUBT", binary("redoubt")))?;
+    }
+    Ok(cloud)
 }
 
 /// Installs the locked npm packages of the tests, if they are not there already.

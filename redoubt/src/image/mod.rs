@@ -16,7 +16,7 @@ use image_build::{
     lock, programs, recipe,
     sandbox::Surroundings,
     step::Step,
-    store, update,
+    store, toolchain, update, vendor,
     workshop::Workshop,
 };
 use release::{Digest, Profile};
@@ -100,7 +100,8 @@ pub(crate) struct FirmwareArgs {
 pub(crate) struct Fetch {
     #[command(flatten)]
     sources: SourceArgs,
-    /// Also copy every input into this directory, which `--from` takes on another machine
+    /// Also copy every input into this directory, crates and Rust toolchain too: all that a build on another machine needs, which
+    /// takes it with `--from`
     #[arg(long, value_name = "DIR")]
     bundle: Option<PathBuf>,
 }
@@ -160,28 +161,46 @@ fn build_firmware(workshop: &Workshop, unpinned: bool) -> Result<(PathBuf, Diges
 }
 
 fn fetch(args: &Fetch) -> Result<Reply, ImageError> {
-    let inputs = Inputs::open(&args.sources.repository, &Cache::open()?, args.sources.sources())?;
+    let (cache, repository) = (Cache::open()?, &args.sources.repository);
+    let inputs = Inputs::open(repository, &cache, args.sources.sources())?;
     let all: Vec<&lock::Input> = inputs.lock.inputs.iter().collect();
     let step = Step::start("inputs", all.len() as u64);
     let files = fetch::all(&inputs.store, &all, &inputs.sources, &step)?;
     step.done("in the store");
+    let rust = toolchain::open(&cache, &inputs)?;
+    let crates = vendor::crates(repository)?;
+    let archives = vendor::fetch(&crates, repository, &inputs.sources)?;
     let bytes: u64 = all.iter().map(|input| input.size).sum();
-    let mut text = format!("{} inputs, {:.1} MB, all with the locked hashes", all.len(), bytes as f64 / 1e6);
+    let mut text = format!(
+        "{} packages and tarballs ({:.1} MB), {} files of the Rust toolchain, {} crates: all with the locked hashes",
+        all.len(),
+        bytes as f64 / 1e6,
+        inputs.lock.rust.files.len(),
+        crates.len()
+    );
     if let Some(bundle) = &args.bundle {
-        copy_all(bundle, &all, &files)?;
+        let names = all.iter().map(|input| input.file_name().to_owned());
+        copy_all(bundle, names.zip(&files))?;
+        copy_all(bundle, crates.iter().map(vendor::Crate::file_name).zip(&archives))?;
+        let step = Step::start("Rust toolchain", inputs.lock.rust.files.len() as u64);
+        toolchain::copy(&rust, &inputs.lock.rust, &bundle.join(toolchain::BUNDLED), &step)?;
+        step.done("copied");
         text += &format!("; copied to {}", bundle.display());
     }
-    Ok(Reply::good(text, json!({ "inputs": all.len(), "bytes": bytes, "bundle": args.bundle })))
+    Ok(Reply::good(
+        text,
+        json!({ "inputs": all.len(), "bytes": bytes, "crates": crates.len(), "bundle": args.bundle }),
+    ))
 }
 
-fn copy_all(bundle: &Path, inputs: &[&lock::Input], files: &[PathBuf]) -> Result<(), FileError> {
+fn copy_all<'a>(bundle: &Path, files: impl Iterator<Item = (String, &'a PathBuf)>) -> Result<(), FileError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| FileError { doing: "write", path, source }
     };
     std::fs::create_dir_all(bundle).map_err(failed(bundle))?;
-    for (input, file) in inputs.iter().zip(files) {
-        let target = bundle.join(input.file_name());
+    for (name, file) in files {
+        let target = bundle.join(name);
         std::fs::copy(file, &target).map_err(failed(&target))?;
     }
     Ok(())
