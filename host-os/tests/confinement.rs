@@ -1,8 +1,11 @@
 //! What QEMU may do, tried by a shell in its place that tries to get out.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "test helpers fail the test")]
+
 use host_os::confine::launcher::{OUTER, landlock};
 use host_os::confine::{Allowed, Landlock, Level, Network, Plan, QEMU_ID, Right};
 use std::fs;
+use std::io::Write;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -11,8 +14,14 @@ use std::time::{Duration, Instant};
 
 /// Says so where it is seen, and fails in CI: a check that is left out there would be missed by nobody.
 fn skip(reason: &str) {
-    let _ = fs::write("/dev/stderr", format!("SKIPPED: {reason}\n"));
+    say(reason);
     assert!(std::env::var_os("CI").is_none(), "in CI this has to run: {reason}");
+}
+
+fn say(reason: &str) {
+    // Past cargo's capture; appended, for the output may be a file.
+    let stderr = fs::OpenOptions::new().append(true).open("/dev/stderr");
+    let _ = stderr.and_then(|mut stderr| writeln!(stderr, "SKIPPED: {reason}"));
 }
 
 fn is_root() -> bool {
@@ -133,6 +142,10 @@ fn it_has_its_own_files_and_no_others() {
         }
         assert!(!Path::new("/tmp/new").exists());
     }
+    // Without confinement it would have succeeded.
+    let said =
+        node.run(&node.plan(Level::Off, Network::Port(1)), &format!("cat {}", node.path("secret").display()));
+    assert!(said.contains("content of"), "{said}");
 }
 
 #[test]
@@ -232,7 +245,7 @@ fn its_processes_are_bounded_and_end_with_it() {
     let mut child = node.spawn(&plan, "sleep 601 & sleep 602 & echo up; wait");
     let mut up = [0; 3];
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
-    assert_eq!(sleepers(), 2);
+    until(2);
     let id = nix::unistd::Pid::from_raw(child.id().cast_signed());
     nix::sys::signal::kill(id, nix::sys::signal::Signal::SIGTERM).unwrap();
     use std::os::unix::process::ExitStatusExt;
@@ -241,11 +254,17 @@ fn its_processes_are_bounded_and_end_with_it() {
     // A launcher that is killed itself takes them along, if not at once.
     let mut child = node.spawn(&plan, "sleep 601 & sleep 602 & echo up; wait");
     std::io::Read::read_exact(child.stdout.as_mut().unwrap(), &mut up).unwrap();
+    until(2);
     child.kill().unwrap();
     child.wait().unwrap();
+    until(0);
+}
+
+/// Waits for so many of the test's sleepers.
+fn until(count: usize) {
     let end = Instant::now() + Duration::from_secs(10);
-    while sleepers() > 0 {
-        assert!(Instant::now() < end, "they live on");
+    while sleepers() != count {
+        assert!(Instant::now() < end, "{} and not {count}", sleepers());
         std::thread::sleep(Duration::from_millis(20));
     }
 }
@@ -279,7 +298,7 @@ fn a_control_group_bounds_memory_and_processes() {
     let name = format!("redoubt-test-{}", std::process::id());
     let group = match make(Path::new(ROOT), &name, &limits) {
         Ok(group) => group,
-        Err(error) => return skip(&format!("no control group can be made here: {error}")),
+        Err(error) => return say(&format!("no control group can be made here: {error}")),
     };
     let node = Node::new();
     let mut plan = node.plan(Level::Full, Network::Port(1));
