@@ -73,10 +73,7 @@ impl Heap {
                 let taken = checkpoint.nodes * slots.taken / room;
                 self.step_checkpoint(2 + logged.max(taken).saturating_sub(checkpoint.written))
             }
-            None if self.log.used() > ring
-                || slots.taken > room
-                || slots.waiting() > slots.total() / 4 =>
-            {
+            None if self.log.used() > ring || slots.taken > room || slots.waiting() > slots.total() / 4 => {
                 self.begin_checkpoint()
             }
             None => Ok(()),
