@@ -83,8 +83,20 @@ impl Disk {
 
     /// Starts the machine and returns its console up to the first line with one of these texts.
     fn boot_until(&self, texts: &[&str]) -> String {
-        let machine = Machine::start(&self.image, &self.path(), self.dir.path());
-        machine.read_until(texts)
+        let node = format!("snapshot=on,format=raw,file={}", self.path().display());
+        Machine::start(&self.image, &node, self.dir.path()).read_until(texts)
+    }
+
+    /// The same with a drive that cannot read the sector with this byte of the partition with this label.
+    fn boot_unreadable_until(&self, label: &str, offset: u64, texts: &[&str]) -> String {
+        let sector = (layout::start_of(label).unwrap() + offset) / 512;
+        let node = format!(
+            "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={},\
+             file.inject-error.0.event=read_aio,file.inject-error.0.iotype=read,file.inject-error.0.errno=5,\
+             file.inject-error.0.sector={sector}",
+            self.path().display()
+        );
+        Machine::start(&self.image, &node, self.dir.path()).read_until(texts)
     }
 }
 
@@ -102,8 +114,8 @@ impl Drop for Machine {
 }
 
 impl Machine {
-    /// From its disk, through the firmware.
-    fn start(image: &Path, disk: &Path, dir: &Path) -> Self {
+    /// From its disk, in QEMU's words, through the firmware.
+    fn start(image: &Path, disk: &str, dir: &Path) -> Self {
         let variables = dir.join("variables");
         std::fs::copy(image.join(names::VARIABLES), &variables).unwrap();
         let drive = |options: &str, path: &Path| format!("{options},format=raw,file={}", path.display());
@@ -117,7 +129,7 @@ impl Machine {
             .arg("-drive")
             .arg(drive("if=pflash,unit=1", &variables))
             .arg("-drive")
-            .arg(drive("if=none,id=disk,snapshot=on", disk))
+            .arg(format!("if=none,id=disk,{disk}"))
             .args(["-device", "nvme,drive=disk,serial=disk"]);
         Self::run(command)
     }
@@ -248,6 +260,18 @@ fn a_flipped_bit_in_a_block_of_the_root_is_refused() {
     let block = disk.read(names::ROOT).len() as u64 / BLOCK / 2;
     disk.flip("host-a", block * BLOCK + 77);
     refused_after_start(&disk, &format!("data block {block} is corrupted"));
+}
+
+#[test]
+fn a_root_that_the_drive_cannot_read_is_named() {
+    let Some(image) = image() else { return };
+    let disk = Disk::copy(image);
+    // The first block of the second half: PID 1 reads it before it starts anything.
+    let block = disk.read(names::ROOT).len() as u64 / BLOCK / 2;
+    let texts = ["Kernel panic", "the host cannot start", BOOTED];
+    let console = disk.boot_unreadable_until("host-a", block * BLOCK, &texts);
+    assert!(console.contains("the host cannot start") && console.contains("the disk fails"), "{console}");
+    assert!(!console.contains(BOOTED), "{console}");
 }
 
 #[test]
