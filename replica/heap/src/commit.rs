@@ -18,9 +18,12 @@ impl Heap {
     pub(crate) fn write(&mut self, batch: &Batch<'_>) -> Result<u64, WriteError> {
         let mut changes = std::mem::take(&mut self.changes);
         changes.clear();
+        let recent = self.live.recent.clone();
+        let recent = recent.read();
         for (index, op) in batch.ops.iter().enumerate() {
             changes.push(match op {
                 Op::Page { space, page, data } => {
+                    recent.pages.fetch(&(*space, *page), index);
                     let next = match batch.ops.get(index + 1) {
                         Some(Op::Page { data, .. }) => data,
                         _ => data,
@@ -47,6 +50,7 @@ impl Heap {
                 Op::Remove { key } => Change::Remove { key: key.to_vec() },
             });
         }
+        drop(recent);
         let mut payload = std::mem::take(&mut self.payload);
         payload.clear();
         record::encode(&changes, &mut payload);
@@ -102,12 +106,12 @@ impl Heap {
     /// Shows the live view to snapshots taken from now on. All of it must be durable.
     pub(crate) fn publish(&mut self) {
         self.published = self.live.clone();
-        match &self.fold {
+        if let Some(fold) = &self.fold {
             // What this gave up so far, the index as it was still needs.
-            Some(fold) if !mutants::on(Mutant::UnfinishedIndexShown) => {
-                self.published.catalog = fold.before.clone()
-            }
-            _ => self.writer.slots.publish(),
+            self.published.catalog = fold.before.clone();
+        }
+        if self.fold.is_none() || mutants::on(Mutant::FreedWhileFolding) {
+            self.writer.slots.publish();
         }
         self.writer.slots.release(self.writer.store.pins.oldest(), RELEASED);
     }

@@ -15,8 +15,9 @@ use super::node::{Tree, Value};
 use super::radix;
 use super::record::Meta;
 
-/// Entries that may gather before they are set aside. Few in the simulator, so that it meets this.
-const GATHER: usize = if cfg!(feature = "mutants") { 12 } else { 8192 };
+/// Entries that may gather before they are set aside: the more, the more of them share an index node, which is copied
+/// once for all. Few in the simulator, so that it meets this.
+const GATHER: usize = if cfg!(feature = "mutants") { 12 } else { 16384 };
 /// Entries that are worth a step.
 const STEP: usize = if cfg!(feature = "mutants") { 1 } else { 64 };
 

@@ -45,6 +45,8 @@ pub struct Heap {
     pub(crate) trash: bool,
     /// Watermark cell to be written next.
     pub(crate) cell: usize,
+    /// There was a commit since the last part of maintenance.
+    due: bool,
     poisoned: Option<String>,
     pub(crate) changes: Vec<Change>,
     pub(crate) payload: Vec<u8>,
@@ -134,6 +136,7 @@ impl Heap {
             next_trash: superblock.next_trash,
             trash: true,
             cell: 0,
+            due: false,
             poisoned: None,
             changes: Vec::new(),
             payload: Vec::new(),
@@ -150,20 +153,25 @@ impl Heap {
     }
 
     /// Writes a batch without waiting until it is durable; [`Heap::flush`] makes all submitted batches so with
-    /// one fence. Until then no snapshot shows it, and a crash may take it, with all submitted after it.
+    /// one fence. Until then no snapshot shows it, and a crash may take it, with all submitted after it. Before that
+    /// it does a bounded part of what is due: taking changes into the index, writing a checkpoint, freeing slots.
     pub fn submit(&mut self, batch: &Batch<'_>) -> Result<u64, CommitError> {
         self.usable()?;
+        // Here and not after the commit before: it is done while the first page comes into the cache.
+        if self.due && self.live.epoch == self.published.epoch {
+            self.due = false;
+            self.maintain_for_commit().map_err(|error| self.poison(error))?;
+        }
         self.admit(batch)?;
         self.write(batch).map_err(|error| self.poison(error))
     }
 
-    /// Makes everything submitted durable, and returns the last epoch. Also does a bounded part of what is due:
-    /// taking changes into the index, writing a checkpoint, freeing slots.
+    /// Makes everything submitted durable, and returns the last epoch.
     pub fn flush(&mut self) -> Result<u64, CommitError> {
         self.usable()?;
         if self.live.epoch != self.published.epoch {
             self.make_durable().map_err(|error| self.poison(error))?;
-            self.maintain_for_commit().map_err(|error| self.poison(error))?;
+            self.due = true;
         }
         Ok(self.published.epoch)
     }

@@ -40,7 +40,7 @@ pub enum Mutant {
     // Not for the simulator, whose media nobody tampers with and whose snapshots nobody keeps. `tests/tamper.rs`,
     // `tests/model.rs` and, for the first, `tests/interleavings.rs` find these.
     SnapshotsNotHeld,
-    UnfinishedIndexShown,
+    FreedWhileFolding,
     RoomNotCounted,
     DamagedLogBelieved,
     WatermarksNotNeeded,

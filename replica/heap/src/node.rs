@@ -8,6 +8,9 @@ use super::block::{REF, Ref};
 /// Children of a radix node; references in a block.
 pub(crate) const FAN: usize = PAGE / REF;
 
+/// Most levels of a radix tree: more than any page number needs.
+const MAX_HEIGHT: u8 = 9;
+
 /// What a node is; its parent knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -152,15 +155,30 @@ impl Body {
             Kind::Inner => Self::Inner(references().map(Child::decode).collect()),
             Kind::Leaf => {
                 let count = fields.u16()?;
-                let entry = |_| Some((fields.bytes()?.into(), Value::decode(&mut fields)?));
+                let entry = |_| {
+                    let key = fields.bytes().filter(|key| !key.is_empty())?;
+                    Some((key.into(), Value::decode(&mut fields)?))
+                };
                 Self::Leaf((0..count).map(entry).collect::<Option<_>>()?)
             }
             Kind::Branch => {
                 let count = fields.u16()?;
                 let entry = |_| Some((fields.bytes()?.into(), Child::decode(fields.reference()?)));
-                Self::Branch((0..count).map(entry).collect::<Option<_>>()?)
+                let entries: Vec<_> = (0..count).map(entry).collect::<Option<_>>()?;
+                Self::Branch(Some(entries).filter(|entries| !entries.is_empty())?)
             }
         })
+    }
+
+    /// Whether it is of this kind.
+    pub(crate) fn is(&self, kind: Kind) -> bool {
+        let own = match self {
+            Self::Pages(_) => Kind::Pages,
+            Self::Inner(_) => Kind::Inner,
+            Self::Leaf(_) => Kind::Leaf,
+            Self::Branch(_) => Kind::Branch,
+        };
+        own == kind
     }
 
     /// Bytes that the catalog node takes on the medium.
@@ -188,7 +206,9 @@ impl Tree {
     }
 
     fn decode(fields: &mut Fields<'_>) -> Option<Self> {
-        Some(Self { height: fields.u8()?, root: Child::decode(fields.reference()?) })
+        let tree = Self { height: fields.u8()?, root: Child::decode(fields.reference()?) };
+        let sound = tree.height <= MAX_HEIGHT && (tree.height > 0 || tree.root.slot().is_none());
+        sound.then_some(tree)
     }
 }
 

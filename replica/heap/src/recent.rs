@@ -8,6 +8,7 @@ use std::sync::PoisonError;
 use super::block::Ref;
 use super::record::Meta;
 use super::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::media::stream;
 
 /// Values of one thing, each from an epoch on, ascending.
 #[derive(Debug, Clone)]
@@ -98,17 +99,29 @@ impl Pages {
         self.entries.push(Entry { page, epoch, reference, before, replaced: false });
     }
 
-    /// Where the table names a page, or would.
-    fn place(&self, page: &(u64, u64)) -> usize {
+    /// Has what pushing a page will touch fetched into the cache; so many others will be pushed before it.
+    pub(crate) fn fetch(&self, page: &(u64, u64), before: usize) {
+        if !self.table.is_empty() {
+            stream::fetch_line(self.table.as_ptr().wrapping_add(self.home(page)).cast());
+        }
+        stream::fetch_line(self.entries.as_ptr().wrapping_add(self.entries.len() + before).cast());
+    }
+
+    /// Where the table names a page first of all.
+    fn home(&self, page: &(u64, u64)) -> usize {
         let mut hasher = Mix::default();
         hasher.write_u64(page.0);
         hasher.write_u64(page.1);
-        let mask = self.table.len() - 1;
-        let mut place = hasher.finish() as usize & mask;
+        hasher.finish() as usize & (self.table.len() - 1)
+    }
+
+    /// Where the table names a page, or would.
+    fn place(&self, page: &(u64, u64)) -> usize {
+        let mut place = self.home(page);
         while let Some(entry) = self.entries.get(self.table[place] as usize)
             && entry.page != *page
         {
-            place = (place + 1) & mask;
+            place = (place + 1) & (self.table.len() - 1);
         }
         place
     }

@@ -97,7 +97,8 @@ impl Slots {
         if mutants::on(Mutant::TailSlotsFreeAgain) {
             return Ok(());
         }
-        let mut taken: HashSet<u32> = slots.collect();
+        let total = self.total;
+        let mut taken: HashSet<u32> = slots.filter(|slot| *slot <= total).collect();
         let fresh = taken.iter().max().map_or(self.fresh, |highest| self.fresh.max(highest + 1));
         // What lies between was reserved and never became part of a commit.
         (self.fresh..fresh).filter(|slot| !taken.remove(slot)).for_each(|slot| self.free.insert(slot));

@@ -81,6 +81,7 @@ impl Store {
             let cache = self.cache.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some((cached, node)) = cache.get(&reference.slot())
                 && cached == reference
+                && node.body.is(kind)
             {
                 return Ok(node.clone());
             }

@@ -13,6 +13,8 @@ const MAGIC: [u8; 16] = *b"REDOUBT HEAP\r\n\x1a\n";
 /// Bytes of a superblock that are written; the rest of its block is not used.
 pub(crate) const SUPERBLOCK: usize = 512;
 const SIGNED: usize = SUPERBLOCK - 32;
+/// No count comes this far, so that none overflows.
+const FAR: u64 = 1 << 62;
 /// Bytes of a watermark cell.
 pub(crate) const WATERMARK: usize = 64;
 
@@ -122,8 +124,16 @@ impl Superblock {
         let (catalog, shares) = ((catalog, reference()?), (shares, reference()?));
         let free = FreeList { fresh, chain: reference()?, listed };
         let log = Place { at, number, tag };
-        let sound =
-            alignment.is_power_of_two() && alignment >= 64 && ring >= 4096 && ring < length && fresh >= 1;
+        let counts = [length, generation, epoch, at, number, next_trash, listed];
+        let sound = counts.iter().all(|count| *count < FAR)
+            && (64..=4096).contains(&alignment)
+            && alignment.is_power_of_two()
+            && ring >= 4096
+            && ring.is_multiple_of(4096)
+            && ring < length
+            && at.is_multiple_of(alignment.into())
+            && fresh >= 1
+            && [&catalog, &shares].iter().all(|(height, root)| *height > 0 || root.is_none());
         let superblock = Self {
             alignment,
             key,

@@ -69,11 +69,11 @@ pub(super) unsafe fn page_summed(to: NonNull<u8>, from: &Page, next: &Page) -> P
 }
 
 #[inline(always)]
-fn fetch_line(line: *const u8) {
+pub(crate) fn fetch_line(line: *const u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     // SAFETY: fetching into the cache reads nothing that the program sees and faults nowhere; SSE is part of x86-64.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_NTA }>(line.cast());
     }
     #[cfg(any(not(target_arch = "x86_64"), miri))]
     let _ = line;
