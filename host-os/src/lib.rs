@@ -5,7 +5,8 @@
 //! | [`machine`] | the life of one guest: states, events, transitions; pure |
 //! | [`launch`] | what is launched: the QEMU command line and the launch measurement from one value; pure |
 //! | [`config`] | the guest's configuration and its hash, HOST_DATA; pure |
-//! | [`system`] | firewall and network of a host, started under PID 1 |
+//! | [`system`] | firewall, network and clock of a host, started under PID 1 |
+//! | [`clock`] | the time that several servers agree on: what to do with it, pure; asking them |
 //! | [`firewall`] | what may come in: rules as data, and as the kernel takes them |
 //! | [`network`] | the host's links, addresses and routes: what to change, pure; keeping them so |
 //! | [`confine`] | what QEMU may do: plans, pure; the launcher that enforces them |
@@ -33,6 +34,7 @@ pub mod boot_facts;
 pub mod bundle;
 pub mod check;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod confine;
 pub mod console;

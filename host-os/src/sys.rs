@@ -193,6 +193,34 @@ pub(crate) fn map_device(name: &str, kind: &str, sectors: u64, parameters: &str)
     Ok(PathBuf::from(format!("/dev/dm-{minor}")))
 }
 
+/// Sets the clock, by so many seconds.
+pub(crate) fn step_clock(seconds: f64) -> io::Result<()> {
+    use nix::sys::time::TimeSpec;
+    use nix::time::{ClockId, clock_gettime, clock_settime};
+    let now = std::time::Duration::from(clock_gettime(ClockId::CLOCK_REALTIME)?).as_secs_f64();
+    let then = std::time::Duration::try_from_secs_f64(now + seconds).map_err(io::Error::other)?;
+    Ok(clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(then))?)
+}
+
+/// Moves the clock slowly, by so many seconds, and lets the kernel keep the machine's own clock (RTC) by it.
+pub(crate) fn slew_clock(seconds: f64) -> io::Result<()> {
+    use nix::libc::{ADJ_OFFSET_SINGLESHOT, ADJ_STATUS, STA_PLL, adjtimex, timex};
+    // SAFETY: a structure of integers, for which zeros are a value.
+    let (mut shift, mut status): (timex, timex) = unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+    shift.modes = ADJ_OFFSET_SINGLESHOT;
+    shift.offset = (seconds * 1e6) as i64;
+    status.modes = ADJ_STATUS;
+    // Without STA_UNSYNC.
+    status.status = STA_PLL;
+    for request in [&mut shift, &mut status] {
+        // SAFETY: the kernel reads and writes one `timex` at the address, which is that of a live variable.
+        if unsafe { adjtimex(request) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

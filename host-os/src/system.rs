@@ -1,7 +1,8 @@
-//! What a host does beside its guest: firewall first, then the network. Only under PID 1; a virtual node on somebody's machine
+//! What a host does beside its guest: firewall first, then the network and the clock. Only under PID 1; a virtual node on somebody's machine
 //! leaves that machine alone.
 
 use crate::boot_facts::{self, BootFacts};
+use crate::clock::{self, ClockStatus};
 use crate::firewall::{self, FirewallStatus, OpenPort};
 use crate::http::Shared;
 use crate::launch::GUEST_PORT;
@@ -14,7 +15,7 @@ use serde::{Deserialize, Serialize};
 const OPERATOR_PORT: u16 = 18_444;
 
 /// The host beside its guest, for the status.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct SystemStatus {
     /// How the machine started: watchdog, crashes of earlier runs.
     pub boot: Option<BootFacts>,
@@ -22,6 +23,8 @@ pub struct SystemStatus {
     pub firewall: FirewallStatus,
     /// How the host is connected.
     pub network: NetworkStatus,
+    /// Whether its clock is right.
+    pub clock: ClockStatus,
 }
 
 /// What the installer left, as PID 1 verified it.
@@ -52,16 +55,25 @@ pub(crate) fn start(shared: Shared) {
     let closed = firewall.state == "on";
     shared.update(|status| {
         let boot = boot_facts::read();
-        status.system = Some(SystemStatus { boot, firewall, network: NetworkStatus::default() });
+        status.system = Some(SystemStatus { boot, firewall, ..SystemStatus::default() });
     });
     if !closed {
         // The status says why; a machine that is open to everybody is not connected.
         return;
     }
+    let servers = configured.as_ref().map(|network| network.time.clone()).unwrap_or_default();
+    let (one, other) = (shared.clone(), shared);
     tokio::spawn(keeper::keep(configured, move |network| {
-        shared.update(|status| {
+        one.update(|status| {
             if let Some(system) = &mut status.system {
                 system.network = network;
+            }
+        });
+    }));
+    tokio::spawn(clock::keeper::keep(servers, move |clock| {
+        other.update(|status| {
+            if let Some(system) = &mut status.system {
+                system.clock = clock;
             }
         });
     }));

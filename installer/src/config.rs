@@ -352,8 +352,7 @@ mod tests {
                 "ipv4": { "address": "192.0.2.2", "prefix": 24, "gateway": "192.0.2.1" },
             },
             "management": { "devices": ["eth2"], "ipv6": "router-advertisement" },
-            "guest": { "address": "2001:db8::3", "prefix": 64, "gateway": "fe80::1" },
-            "time": [{ "host": "time.example.org", "nts": true, "addresses": ["2001:db8::123"] }],
+            "time": ["2001:db8::123", "192.0.2.123"],
         });
         assert!(schema.is_valid(&file));
         let network = parse(&file).unwrap().network.unwrap();
@@ -363,7 +362,6 @@ mod tests {
             ("/uplink/bond", json!(null)),
             ("/management/devices/0", json!("52:54:00:00:00:02")),
             ("/uplink/ipv6/static/address", json!("ff02::1")),
-            ("/guest/address", json!("::1")),
             ("/uplink/ipv4/address", json!("127.0.0.1")),
         ] {
             let mut wrong = file.clone();

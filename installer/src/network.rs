@@ -3,7 +3,7 @@
 use crate::config::ConfigError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::net::{Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// Most network cards of one link.
 const DEVICES: usize = 8;
@@ -19,12 +19,9 @@ pub struct Network {
     /// For operators only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub management: Option<Link>,
-    /// The guest's own address on the uplink. Without it the guest is reached through the host's.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub guest: Option<Static6>,
-    /// Servers to ask for the time.
+    /// Servers to ask for the time (NTP), by address, so that no name service is asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub time: Vec<TimeServer>,
+    pub time: Vec<IpAddr>,
 }
 
 /// One connection.
@@ -94,20 +91,6 @@ pub struct Static4 {
     pub gateway: Option<Ipv4Addr>,
 }
 
-/// A server of time.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct TimeServer {
-    /// Its name (for NTS, that of its certificate) or address.
-    pub host: String,
-    /// With Network Time Security (RFC 8915): the server proves who it is.
-    #[serde(default)]
-    pub nts: bool,
-    /// Addresses to use, so that no name service is asked.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub addresses: Vec<std::net::IpAddr>,
-}
-
 /// A MAC address, if the text is one.
 #[must_use]
 pub fn mac(text: &str) -> Option<[u8; 6]> {
@@ -153,9 +136,6 @@ impl Network {
                 }
             }
         }
-        if let Some(guest) = &self.guest {
-            check6(guest)?;
-        }
         let mut devices: Vec<_> = [Some(&self.uplink), self.management.as_ref()]
             .into_iter()
             .flatten()
@@ -169,13 +149,6 @@ impl Network {
         }
         if self.time.len() > SERVERS {
             return wrong("at most 16 servers of time");
-        }
-        let name = |server: &TimeServer| {
-            (1..=253).contains(&server.host.len())
-                && server.host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.:".contains(&byte))
-        };
-        if !self.time.iter().all(name) {
-            return wrong("a server of time has a name or an address");
         }
         Ok(())
     }
@@ -224,17 +197,10 @@ impl Network {
             "properties": {
                 "uplink": link("To the outside"),
                 "management": link("For operators only"),
-                "guest": address(0, 128, "ipv6"),
                 "time": {
                     "type": "array", "maxItems": SERVERS,
-                    "items": {
-                        "type": "object", "additionalProperties": false, "required": ["host"],
-                        "properties": {
-                            "host": { "type": "string", "pattern": "^[A-Za-z0-9.:-]{1,253}$" },
-                            "nts": { "type": "boolean", "default": false },
-                            "addresses": { "type": "array", "items": { "type": "string" } },
-                        },
-                    },
+                    "items": { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] },
+                    "description": "Servers of time (NTP) by address; three or more, because most must agree",
                 },
             },
         })

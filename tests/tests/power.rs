@@ -18,7 +18,7 @@ use std::{
     thread::JoinHandle,
     time::{Duration, Instant},
 };
-use tests::{Node, Setup, deploy, runs, script, start_script};
+use tests::{Node, Setup, deploy, json, runs, script, start_script, text};
 
 /// Superblocks and watermarks: each fence of the heap is followed by a write to them.
 const HEAD: usize = 16384;
@@ -155,7 +155,17 @@ fn nothing_acknowledged_is_lost_at_random_moments() -> Result<()> {
     let Some(setup) = Setup::find() else { return Ok(()) };
     let rounds: u64 = std::env::var("REDOUBT_POWER_ROUNDS").map_or(Ok(6), |rounds| rounds.parse())?;
     let node = Node::new(&setup)?;
-    let up = || tests::json(node.up_with(&setup.release, &["--nvram", "64"])?);
+    let up = || {
+        let started = Instant::now();
+        loop {
+            let output = node.up_with(&setup.release, &["--nvram", "64"])?;
+            // Between two rounds another test may take the port for a while.
+            if !text(&output).contains("port-taken") || started.elapsed() > Duration::from_secs(120) {
+                break json(output);
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    };
     up()?;
     let journal = deploy(&node.url()?, "journal")?;
     let (mut next, mut known, mut copies, mut torn) = (0, Vec::new(), 0, Vec::new());
@@ -213,6 +223,7 @@ fn nothing_acknowledged_is_lost_at_random_moments() -> Result<()> {
         ensure!(read["whole"] == true, "pages of a torn message after round {round}");
         ensure!(found.len() > known.len(), "round {round} changed nothing");
         known = found;
+        println!("round {round}: {} updates, {} torn", known.len(), torn.len());
     }
     println!(
         "{rounds} rounds, {} updates; {copies} went on from a copy, of {} the last words ({} at most) were torn",

@@ -35,6 +35,7 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("chromium", &["chromium"], "reads the status page"),
     &need("cpio", &["cpio"], "oracle for the initrd"),
     &need("nft", &["nftables"], "oracle for the firewall"),
+    &need("ip", &["iproute2"], "makes networks for tests"),
     &need("disorderfs", &["disorderfs"], "shuffles files for the double build"),
     &need("openssl", &["openssl"], "oracle for TLS"),
     &need("fsck.fat", &["dosfstools"], "oracle for the boot partition"),

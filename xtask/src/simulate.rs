@@ -25,6 +25,8 @@ pub(crate) struct Options {
 
 /// Crash states in every test run.
 const DEFAULT: u64 = 10_000_000;
+/// Most of these that every test run looks for an omission in.
+const FOR_AN_OMISSION: u64 = 4 * DEFAULT;
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Name {
@@ -43,9 +45,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 
 /// What every test run explores.
 pub(crate) fn in_tests() -> Result<()> {
-    let states = DEFAULT.to_string();
-    tools::run(simulator().args(["--states", &states]))?;
-    tools::run(simulator().args(["--mutants", "--states", &states]))
+    tools::run(simulator().args(["--states", &DEFAULT.to_string()]))?;
+    tools::run(simulator().args(["--mutants", "--states", &FOR_AN_OMISSION.to_string()]))
 }
 
 fn simulator() -> std::process::Command {

@@ -40,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.step("tests", || {
         tools::run(
             tools::command("cargo")
-                .args(["test", "--locked", "--workspace", "--features", VIRTUAL, "--"])
+                .args(["test", "--locked", "--no-fail-fast", "--workspace", "--features", VIRTUAL, "--"])
                 .args(&options.rest)
                 .env("REDOUBT_RELEASE", &release)
                 .env("REDOUBT_HOST_IMAGE", &release)
@@ -53,14 +53,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     })?;
     if options.rest.is_empty() {
         steps.step("crash states of the heap", simulate::in_tests)?;
-        steps.step("threads of the heap in many orders", || {
+        steps.step("threads of heap and queries in many orders", || {
             let test = [
                 "test",
                 "--locked",
                 "-p",
                 "heap",
+                "-p",
+                "execution",
                 "--features",
-                "mutants,shuttle",
+                "heap/mutants,heap/shuttle,execution/shuttle",
                 "--test",
                 "interleavings",
             ];

@@ -163,10 +163,6 @@ fn try_apply(change: &Change) -> io::Result<()> {
                 info.with_text(1, "vlan").with_nested(2, |data| data.with(1, &id.to_ne_bytes()))
             })
         }
-        Change::Bridge { name } => new_link(name).with_nested(18, |info| {
-            // Nothing else is on this bridge that could make a loop, so frames pass at once.
-            info.with_text(1, "bridge").with_nested(2, |data| data.with(1, &0_u32.to_ne_bytes()))
-        }),
         Change::Join { name, master } => {
             let (part, whole) = (index(name)?, index(master)?);
             change_link(part, 0, 0).with(10, &whole.to_ne_bytes())

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 fn network(ipv6: Ipv6) -> Network {
     let uplink = Link { devices: vec!["eth0".into()], bond: None, vlan: None, ipv6, ipv4: None };
-    Network { uplink, management: None, guest: None, time: Vec::new() }
+    Network { uplink, management: None, time: Vec::new() }
 }
 
 fn fixed() -> Network {
@@ -43,6 +43,8 @@ fn until(
 #[test]
 fn a_static_address_is_there_and_comes_back_and_a_lost_cable_is_told() {
     let done = with_peer(|host, peer| {
+        // A router speaks from an address of the link, which it has at once so.
+        peer.run(|| std::fs::write("/proc/sys/net/ipv6/conf/eth1/accept_dad", "0").unwrap());
         peer.up("fd00::2/64", "192.0.2.2/24");
         let network = fixed();
         let status = until(&host, &network, "connected", |status| status.state == "connected");
@@ -55,8 +57,10 @@ fn a_static_address_is_there_and_comes_back_and_a_lost_cable_is_told() {
         assert_eq!(host.run(move || plan(&again, &kernel::read().unwrap())), Ok(vec![]));
         // Advertisements are not followed.
         let before = addresses(&host);
-        advertise(&peer, 3);
-        std::thread::sleep(Duration::from_millis(500));
+        for _ in 0..5 {
+            advertise(&peer, 3);
+            std::thread::sleep(Duration::from_millis(200));
+        }
         assert_eq!(addresses(&host), before, "a router was believed");
         // Somebody took the addresses away, and added one.
         host.ip("addr flush dev eth0 scope global");
@@ -133,26 +137,23 @@ fn an_advertisement_connects_within_bounds() {
     done.unwrap_or_else(|why| skip(&why));
 }
 
-/// With a bridge for the guest; with bond and VLAN where the kernel has them.
+/// Addresses lie on the link that is made of others.
 #[test]
 fn links_are_made_of_links() {
-    for (bond, vlan, guest) in [(None, None, true), (Some(Bond::ActiveBackup), Some(7), true)] {
-        let done = with_peer(|host, peer| {
-            peer.up("fd00::2/64", "192.0.2.2/24");
-            let mut network = fixed();
-            (network.uplink.bond, network.uplink.vlan) = (bond, vlan);
-            network.guest =
-                guest.then(|| Static6 { address: "fd00::3".parse().unwrap(), prefix: 64, gateway: None });
-            let asked = network.clone();
-            let first = host.run(move || round(Some(&asked)));
-            if first.text.contains("Operation not supported") || first.text.contains("Unknown") {
-                return skip(&format!("this kernel has no bonds: {}", first.text));
-            }
-            let status = until(&host, &network, "connected", |status| status.state == "connected");
-            assert_eq!(status.links[0].name, "guest0");
-            let again = network.clone();
-            assert_eq!(host.run(move || plan(&again, &kernel::read().unwrap())), Ok(vec![]));
-        });
-        done.unwrap_or_else(|why| skip(&why));
-    }
+    let done = with_peer(|host, peer| {
+        peer.up("fd00::2/64", "192.0.2.2/24");
+        let mut network = fixed();
+        (network.uplink.bond, network.uplink.vlan) = (Some(Bond::ActiveBackup), Some(7));
+        let asked = network.clone();
+        let first = host.run(move || round(Some(&asked)));
+        if first.text.contains("Operation not supported") {
+            // Bonds and VLANs are in the host's own kernel.
+            return super::namespace::say("this kernel has no bonds");
+        }
+        let status = until(&host, &network, "connected", |status| status.state == "connected");
+        assert_eq!(status.links[0].name, "vlan0");
+        let again = network.clone();
+        assert_eq!(host.run(move || plan(&again, &kernel::read().unwrap())), Ok(vec![]));
+    });
+    done.unwrap_or_else(|why| skip(&why));
 }

@@ -82,11 +82,6 @@ pub enum Change {
         /// Its number.
         id: u16,
     },
-    /// Makes a bridge.
-    Bridge {
-        /// Its name.
-        name: String,
-    },
     /// Makes an interface part of another.
     Join {
         /// The part.
@@ -172,21 +167,17 @@ struct Names {
     role: &'static str,
     bond: &'static str,
     vlan: &'static str,
-    bridge: &'static str,
 }
 
-const UPLINK: Names = Names { role: "uplink", bond: "bond0", vlan: "vlan0", bridge: "guest0" };
-const MANAGEMENT: Names = Names { role: "management", bond: "bond1", vlan: "vlan1", bridge: "" };
+const UPLINK: Names = Names { role: "uplink", bond: "bond0", vlan: "vlan0" };
+const MANAGEMENT: Names = Names { role: "management", bond: "bond1", vlan: "vlan1" };
 
 /// Name of the interface of a role that has its addresses.
 pub fn interface(network: &Network, found: &[Found], management: bool) -> Option<String> {
-    let (names, link, bridge) = match management {
-        true => (MANAGEMENT, network.management.as_ref()?, false),
-        false => (UPLINK, &network.uplink, network.guest.is_some()),
+    let (names, link) = match management {
+        true => (MANAGEMENT, network.management.as_ref()?),
+        false => (UPLINK, &network.uplink),
     };
-    if bridge {
-        return Some(names.bridge.into());
-    }
     if link.vlan.is_some() {
         return Some(names.vlan.into());
     }
@@ -202,7 +193,7 @@ pub fn automatic(found: &[Found]) -> Result<Network, NetworkError> {
     let first = cards.clone().find(|card| card.carrier).or(cards.next()).ok_or(NetworkError::NoCard)?;
     let devices = vec![first.name.clone()];
     let uplink = Link { devices, bond: None, vlan: None, ipv6: Ipv6::RouterAdvertisement, ipv4: None };
-    Ok(Network { uplink, management: None, guest: None, time: Vec::new() })
+    Ok(Network { uplink, management: None, time: Vec::new() })
 }
 
 fn card<'a>(role: &'static str, device: &str, found: &'a [Found]) -> Result<&'a Found, NetworkError> {
@@ -232,20 +223,14 @@ fn shown(mac: [u8; 6]) -> String {
 /// What has to be changed so that the host is connected as the configuration says.
 pub fn plan(network: &Network, found: &[Found]) -> Result<Vec<Change>, NetworkError> {
     let mut changes = Vec::new();
-    link(&mut changes, UPLINK, &network.uplink, network.guest.is_some(), found)?;
+    link(&mut changes, UPLINK, &network.uplink, found)?;
     if let Some(management) = &network.management {
-        link(&mut changes, MANAGEMENT, management, false, found)?;
+        link(&mut changes, MANAGEMENT, management, found)?;
     }
     Ok(changes)
 }
 
-fn link(
-    changes: &mut Vec<Change>,
-    names: Names,
-    link: &Link,
-    bridge: bool,
-    found: &[Found],
-) -> Result<(), NetworkError> {
+fn link(changes: &mut Vec<Change>, names: Names, link: &Link, found: &[Found]) -> Result<(), NetworkError> {
     let cards: Vec<_> =
         link.devices.iter().map(|device| card(names.role, device, found)).collect::<Result<_, _>>()?;
     let have = |name: &str| found.iter().find(|found| found.name == name);
@@ -273,16 +258,6 @@ fn link(
             changes.push(Change::Vlan { name: names.vlan.into(), parent: top.clone(), id });
         }
         below.push(std::mem::replace(&mut top, names.vlan.into()));
-    }
-    if bridge {
-        let made = have(names.bridge);
-        if made.is_none() {
-            changes.push(Change::Bridge { name: names.bridge.into() });
-        }
-        if have(&top).is_none_or(|part| made.is_none_or(|made| part.master != made.index)) {
-            changes.push(Change::Join { name: top.clone(), master: names.bridge.into() });
-        }
-        below.push(std::mem::replace(&mut top, names.bridge.into()));
     }
     for name in &below {
         let part = have(name);

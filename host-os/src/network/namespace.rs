@@ -4,12 +4,20 @@
 use crate::netlink::{CREATE, EXCLUSIVE, Message, Socket};
 use nix::sched::{CloneFlags, unshare};
 use std::fs::File;
+use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::sync::mpsc;
 
-/// Says so where it is seen, and fails in CI.
+/// Says so where it is seen.
+pub(crate) fn say(reason: &str) {
+    // Past cargo's capture; appended, for the output may be a file.
+    let stderr = std::fs::OpenOptions::new().append(true).open("/dev/stderr");
+    let _ = stderr.and_then(|mut stderr| writeln!(stderr, "SKIPPED: {reason}"));
+}
+
+/// Says so, and fails in CI.
 pub(crate) fn skip(reason: &str) {
-    let _ = std::fs::write("/dev/stderr", format!("SKIPPED: {reason}\n"));
+    say(reason);
     assert!(std::env::var_os("CI").is_none(), "in CI this has to run: {reason}");
 }
 

@@ -19,7 +19,7 @@ impl Model {
 
     fn apply(&mut self, change: &Change) {
         match change {
-            Change::Bond { name, .. } | Change::Bridge { name } => self.make(name),
+            Change::Bond { name, .. } => self.make(name),
             Change::Vlan { name, parent, .. } => {
                 self.get(parent);
                 self.make(name);
@@ -130,16 +130,7 @@ fn link(devices: Vec<&'static str>) -> impl Strategy<Value = Link> {
 fn network() -> impl Strategy<Value = Network> {
     let uplink = prop_oneof![link(vec!["02:00:00:00:00:01"]), link(vec!["eth1", "02:00:00:00:00:02"])];
     let management = proptest::option::of(link(vec!["eth3"]));
-    (uplink, management, any::<bool>()).prop_map(|(uplink, management, guest)| Network {
-        uplink,
-        management,
-        guest: guest.then_some(Static6 {
-            address: "2001:db8::9".parse().unwrap(),
-            prefix: 64,
-            gateway: None,
-        }),
-        time: Vec::new(),
-    })
+    (uplink, management).prop_map(|(uplink, management)| Network { uplink, management, time: Vec::new() })
 }
 
 proptest! {

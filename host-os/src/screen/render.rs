@@ -200,7 +200,7 @@ mod tests {
                 let dark = match cell {
                     '█' => true,
                     ' ' => false,
-                    '▀' => (y + QUIET) % 2 == 0,
+                    '▀' => (y + QUIET).is_multiple_of(2),
                     '▄' => (y + QUIET) % 2 == 1,
                     other => panic!("{other}"),
                 };

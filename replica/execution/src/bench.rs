@@ -101,6 +101,7 @@ impl Node {
         for _ in 0..calls {
             self.call(method, arg)?;
             // As the replica does after each round; what queries see cannot be used again.
+            self.engine.take_changes();
             self.engine.publish();
         }
         Ok((clock() - start) / f64::from(calls))
@@ -158,6 +159,7 @@ impl Node {
                 let start = clock();
                 for _ in 0..calls {
                     self.call(method, &arg)?;
+                    self.engine.take_changes();
                     self.engine.publish();
                 }
                 Ok((clock() - start) / f64::from(calls))

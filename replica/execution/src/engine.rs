@@ -197,7 +197,7 @@ impl Engine {
             self.step(
                 |engine| {
                     let message = engine.world.state.messages.committed().get(&id).cloned();
-                    let kept = message.map_or(Kept::Nothing, |message| engine.process(message));
+                    let kept = message.map_or(Kept::Nothing, |message| engine.process(*message));
                     engine.world.state.messages.remove(&id);
                     kept
                 },

@@ -366,7 +366,8 @@ impl State {
             return;
         }
         self.counters().id -= 1;
-        if self.counters.committed().get(&()) == self.counters.get(&()) {
+        let before = self.counters.committed().get(&()).map(Box::as_ref);
+        if before == self.counters.get(&()) {
             self.counters.forget(&());
         }
     }

@@ -10,13 +10,13 @@ use crate::store::{Batch, ReadError, Snapshot};
 
 /// A key and its bytes in the heap's metadata; the bytes sort as the keys do where the order matters.
 pub(crate) trait Key: Ord + Clone {
-    fn encode(&self) -> Vec<u8>;
+    fn encode(&self, out: &mut Vec<u8>);
     fn decode(bytes: &[u8]) -> Option<Self>;
 }
 
 impl Key for u64 {
-    fn encode(&self) -> Vec<u8> {
-        self.to_be_bytes().to_vec()
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.to_be_bytes());
     }
     fn decode(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self::from_be_bytes)
@@ -24,8 +24,8 @@ impl Key for u64 {
 }
 
 impl Key for [u8; 32] {
-    fn encode(&self) -> Vec<u8> {
-        self.to_vec()
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self);
     }
     fn decode(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok()
@@ -33,8 +33,8 @@ impl Key for [u8; 32] {
 }
 
 impl Key for Principal {
-    fn encode(&self) -> Vec<u8> {
-        self.as_slice().to_vec()
+    fn encode(&self, out: &mut Vec<u8>) {
+        out.extend(self.as_slice());
     }
     fn decode(bytes: &[u8]) -> Option<Self> {
         Self::try_from_slice(bytes).ok()
@@ -42,17 +42,16 @@ impl Key for Principal {
 }
 
 impl Key for () {
-    fn encode(&self) -> Vec<u8> {
-        Vec::new()
-    }
+    fn encode(&self, _: &mut Vec<u8>) {}
     fn decode(bytes: &[u8]) -> Option<Self> {
         bytes.is_empty().then_some(())
     }
 }
 
 impl Key for (u64, u64) {
-    fn encode(&self) -> Vec<u8> {
-        [self.0.to_be_bytes(), self.1.to_be_bytes()].concat()
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+        self.1.encode(out);
     }
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (first, second) = bytes.split_first_chunk()?;
@@ -61,8 +60,9 @@ impl Key for (u64, u64) {
 }
 
 impl<A: Key> Key for (A, [u8; 32]) {
-    fn encode(&self) -> Vec<u8> {
-        [self.0.encode(), self.1.to_vec()].concat()
+    fn encode(&self, out: &mut Vec<u8>) {
+        self.0.encode(out);
+        self.1.encode(out);
     }
     fn decode(bytes: &[u8]) -> Option<Self> {
         let (rest, hash) = bytes.split_last_chunk()?;
@@ -90,22 +90,45 @@ pub(crate) fn from_cbor<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> 
     ciborium::from_reader(bytes).map_err(|error| error.to_string())
 }
 
+/// Room for so many pending changes is kept from one message for the next.
+const KEPT: usize = 64;
+
 /// Records of one kind: the committed ones and the changes on top.
 pub(crate) struct Table<K, V> {
     prefix: u8,
-    committed: BTreeMap<K, V>,
-    /// Boxed, because the map makes room for several at once and most messages change one.
-    pending: BTreeMap<K, Option<Box<V>>>,
+    /// Boxed, because the map makes room for several at once, and many a table has one or none.
+    committed: BTreeMap<K, Box<V>>,
+    /// In order of their keys; few, or new ones at the end.
+    pending: Vec<(K, Option<V>)>,
 }
 
 impl<K: Key, V: Record> Table<K, V> {
     /// A table without records; their keys in the heap start with `prefix`.
     pub(crate) fn new(prefix: u8) -> Self {
-        Self { prefix, committed: BTreeMap::new(), pending: BTreeMap::new() }
+        Self { prefix, committed: BTreeMap::new(), pending: Vec::new() }
     }
 
-    fn key_bytes(&self, key: &[u8]) -> Vec<u8> {
-        [&[self.prefix], key].concat()
+    fn key_bytes(&self, key: &K) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(48);
+        bytes.push(self.prefix);
+        key.encode(&mut bytes);
+        bytes
+    }
+
+    /// Where a key's pending change is, or would be.
+    fn find(&self, key: &K) -> Result<usize, usize> {
+        self.pending.binary_search_by(|(other, _)| other.cmp(key))
+    }
+
+    /// Sets what is pending for a key; gives what was.
+    fn set(&mut self, key: &K, value: Option<V>) -> Option<Option<V>> {
+        match self.find(key) {
+            Ok(at) => Some(std::mem::replace(&mut self.pending[at].1, value)),
+            Err(at) => {
+                self.pending.insert(at, (key.clone(), value));
+                None
+            }
+        }
     }
 
     fn insert_committed(&mut self, key: &[u8], value: &[u8]) -> Result<(), OpenError> {
@@ -115,13 +138,13 @@ impl<K: Key, V: Record> Table<K, V> {
         };
         let id = key.get(1..).and_then(K::decode).ok_or_else(|| fault("strange key".into()))?;
         let record = V::decode(value).map_err(fault)?;
-        self.committed.insert(id, record);
+        self.committed.insert(id, Box::new(record));
         Ok(())
     }
 
     /// Reads the records whose keys start with these bytes.
     pub(crate) fn load_range(&mut self, snapshot: &Snapshot, key: &[u8]) -> Result<(), OpenError> {
-        for (key, value) in snapshot.meta_range(&self.key_bytes(key)).map_err(unreadable)? {
+        for (key, value) in snapshot.meta_range(&[&[self.prefix], key].concat()).map_err(unreadable)? {
             self.insert_committed(&key, &value)?;
         }
         Ok(())
@@ -129,7 +152,7 @@ impl<K: Key, V: Record> Table<K, V> {
 
     /// Reads one record, if it is there.
     pub(crate) fn load_one(&mut self, snapshot: &Snapshot, key: &K) -> Result<(), OpenError> {
-        let key = self.key_bytes(&key.encode());
+        let key = self.key_bytes(key);
         match snapshot.meta(&key).map_err(unreadable)? {
             Some(value) => self.insert_committed(&key, &value),
             None => Ok(()),
@@ -137,53 +160,61 @@ impl<K: Key, V: Record> Table<K, V> {
     }
 
     pub(crate) fn get(&self, key: &K) -> Option<&V> {
-        match self.pending.get(key) {
-            Some(pending) => pending.as_deref(),
-            None => self.committed.get(key),
+        match self.find(key) {
+            Ok(at) => self.pending[at].1.as_ref(),
+            Err(_) => self.committed.get(key).map(Box::as_ref),
         }
     }
 
     pub(crate) fn get_mut(&mut self, key: &K) -> Option<&mut V> {
-        if !self.pending.contains_key(key) {
-            let value = self.committed.get(key)?.clone();
-            self.pending.insert(key.clone(), Some(Box::new(value)));
-        }
-        self.pending.get_mut(key)?.as_deref_mut()
+        let at = match self.find(key) {
+            Ok(at) => at,
+            Err(at) => {
+                let value = V::clone(self.committed.get(key)?);
+                self.pending.insert(at, (key.clone(), Some(value)));
+                at
+            }
+        };
+        self.pending[at].1.as_mut()
     }
 
     pub(crate) fn insert(&mut self, key: K, value: V) {
-        self.pending.insert(key, Some(Box::new(value)));
+        self.set(&key, Some(value));
     }
 
     pub(crate) fn remove(&mut self, key: &K) -> Option<V> {
         match self.committed.get(key) {
-            Some(committed) => match self.pending.insert(key.clone(), None) {
-                Some(pending) => pending.map(|value| *value),
-                None => Some(committed.clone()),
+            Some(_) => match self.set(key, None) {
+                Some(pending) => pending,
+                None => self.committed.get(key).map(|value| V::clone(value)),
             },
             // What was made within the message never reached the heap.
-            None => self.pending.remove(key)?.map(|value| *value),
+            None => self.find(key).ok().and_then(|at| self.pending.remove(at).1),
         }
     }
 
     /// Forgets a record's pending change.
     pub(crate) fn forget(&mut self, key: &K) {
-        self.pending.remove(key);
+        if let Ok(at) = self.find(key) {
+            self.pending.remove(at);
+        }
     }
 
     /// All records as they stand; those with pending changes come last.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
-        let untouched = self.committed.iter().filter(|(key, _)| !self.pending.contains_key(*key));
-        untouched.chain(self.pending.iter().filter_map(|(key, value)| Some((key, value.as_deref()?))))
+        let untouched = self.committed.iter().filter(|(key, _)| self.find(key).is_err());
+        let pending = self.pending.iter().filter_map(|(key, value)| Some((key, value.as_ref()?)));
+        untouched.map(|(key, value)| (key, &**value)).chain(pending)
     }
 
     /// The records that change with the next commit, as they are and as they will be.
     pub(crate) fn pending(&self) -> impl Iterator<Item = (&K, Option<&V>, Option<&V>)> {
-        self.pending.iter().map(|(key, value)| (key, self.committed.get(key), value.as_deref()))
+        let before = |key| self.committed.get(key).map(Box::as_ref);
+        self.pending.iter().map(move |(key, value)| (key, before(key), value.as_ref()))
     }
 
     /// The committed records, in order of their keys.
-    pub(crate) fn committed(&self) -> &BTreeMap<K, V> {
+    pub(crate) fn committed(&self) -> &BTreeMap<K, Box<V>> {
         &self.committed
     }
 }
@@ -215,20 +246,21 @@ impl<K: Key, V: Record> Transactional for Table<K, V> {
 
     fn write(&self, batch: &mut Batch<'_>) {
         for (key, value) in &self.pending {
-            let key_bytes = self.key_bytes(&key.encode());
             match value {
-                Some(value) => batch.put_meta(key_bytes, value.encode()),
-                None => batch.delete_meta(key_bytes),
+                Some(value) => batch.put_meta(self.key_bytes(key), value.encode()),
+                None => batch.delete_meta(self.key_bytes(key)),
             };
         }
     }
 
     fn settle(&mut self) {
-        for (key, value) in std::mem::take(&mut self.pending) {
-            match value {
-                Some(value) => self.committed.insert(key, *value),
-                None => self.committed.remove(&key),
-            };
+        for (key, value) in self.pending.drain(..) {
+            match (value, self.committed.get_mut(&key)) {
+                (Some(value), Some(old)) => **old = value,
+                (Some(value), None) => drop(self.committed.insert(key, Box::new(value))),
+                (None, _) => drop(self.committed.remove(&key)),
+            }
         }
+        self.pending.shrink_to(KEPT);
     }
 }

@@ -1,6 +1,9 @@
 //! Random histories against an in-memory model.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
 
+#[cfg(feature = "mutants")]
+#[path = "support/omissions.rs"]
+mod omissions;
 mod support;
 
 use std::collections::BTreeMap;
@@ -169,4 +172,51 @@ fn changes_since_an_epoch_are_told() {
     let mut page = [0; PAGE];
     snapshot.read_page(SpaceId(1), 5, &mut page).unwrap();
     assert!(page == content(2));
+}
+
+/// After a start index nodes stand on the medium only. A snapshot that is taken while others take their place still
+/// reads them, however often slots are used again.
+#[test]
+fn a_snapshot_amid_changes_to_the_index_is_whole() {
+    let media = MemMedia::new(4 << 20);
+    let (mut heap, _) = Heap::open(Box::new(media.clone()), &key(), &create()).unwrap();
+    let mut before = Model::default();
+    let ops: Vec<Op> = (0..8).map(|page| Op::Page(1, page * 130, page + 1)).collect();
+    with_batch(&ops, |batch| heap.commit(batch)).unwrap();
+    before.apply(&ops);
+    heap.checkpoint().unwrap();
+    drop(heap);
+    let image = media.with_bytes(|bytes| bytes.to_vec());
+    for commits in 0..40 {
+        let media = Box::new(MemMedia::from_bytes(image.clone()));
+        let (mut heap, _) = Heap::open(media, &key(), &OpenOptions::default()).unwrap();
+        let mut model = before.clone();
+        for number in 0..commits {
+            let ops = [Op::Page(1, number % 8 * 130 + 1, number + 1)];
+            with_batch(&ops, |batch| heap.commit(batch)).unwrap();
+            model.apply(&ops);
+        }
+        let snapshot = heap.snapshot();
+        for round in 0..6 {
+            let ops: Vec<Op> = (0..24).map(|page| Op::Page(2, page * 130, round + 1)).collect();
+            with_batch(&ops, |batch| heap.commit(batch)).unwrap();
+            heap.checkpoint().unwrap();
+        }
+        assert_eq!(Model::of(&snapshot).unwrap(), model, "after {commits} commits");
+    }
+}
+
+/// Rules that no power cut shows are left out in turn, and histories notice.
+#[cfg(feature = "mutants")]
+#[test]
+fn a_rule_left_out_is_noticed() {
+    use heap::mutants::Mutant;
+    let rules: [(Mutant, fn()); 3] = [
+        (Mutant::SnapshotsNotHeld, random_histories_agree_with_the_model),
+        (Mutant::FreedWhileFolding, a_snapshot_amid_changes_to_the_index_is_whole),
+        (Mutant::RoomNotCounted, random_histories_agree_with_the_model),
+    ];
+    for (rule, test) in rules {
+        omissions::fails_with(rule, test);
+    }
 }

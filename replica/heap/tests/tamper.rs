@@ -1,6 +1,9 @@
 //! Damage and tampering: the right state or a named error, never another state.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
 
+#[cfg(feature = "mutants")]
+#[path = "support/omissions.rs"]
+mod omissions;
 mod support;
 
 use heap::{
@@ -207,5 +210,25 @@ fn mixed_images_never_show_another_state() {
             Err(OpenError::LogDamaged { .. } | OpenError::Index(_)) => {}
             Err(error) => panic!("{error}"),
         }
+    }
+}
+
+/// Each check in turn is left out, and the test of what it is for fails.
+#[cfg(feature = "mutants")]
+#[test]
+fn a_check_left_out_is_noticed() {
+    use heap::mutants::Mutant;
+    let checks: [(Mutant, fn()); 8] = [
+        (Mutant::DamagedLogBelieved, a_flipped_bit_is_harmless_or_named),
+        (Mutant::WatermarksNotNeeded, what_is_wrong_has_a_name),
+        (Mutant::AnchorIgnored, an_older_image_is_found_with_an_anchor_only),
+        (Mutant::TruncationIgnored, what_is_wrong_has_a_name),
+        (Mutant::OtherMediumTaken, what_is_wrong_has_a_name),
+        (Mutant::OtherKindTaken, what_is_wrong_has_a_name),
+        (Mutant::WipeTakenForNew, what_is_wrong_has_a_name),
+        (Mutant::BlockTagIgnored, damage_is_listed_with_its_owner_and_the_rest_is_served),
+    ];
+    for (check, test) in checks {
+        omissions::fails_with(check, test);
     }
 }
