@@ -11,12 +11,20 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// What IC-OS publishes of itself: dfinity/ic, ci/scripts/repro-check (room, and the shorter of its times), and pull requests
+/// 11541 and 6177 (update images of guest and host, installer).
+const REFERENCE: &str =
+    "reference: what IC-OS publishes of its images and their reproduction; not measured here";
+const IC_OS_MINUTES: f64 = 60.0;
+const IC_OS_GB: f64 = 100.0;
+const IC_OS_MB: [f64; 3] = [527.0, 1126.0, 2100.0];
+
 /// Measures. `full` also builds everything from an empty cache.
 pub(super) fn measure(consent: Consent, full: bool, runs: usize) -> Result<Table> {
     setup::run(consent, &[setup::FOR_UP])?;
     tools::build_tools()?;
     let release = tools::build_images("virtual")?;
-    let mut table = Table { rows: Vec::new(), notes: Vec::new() };
+    let mut table = Table { rows: Vec::new(), notes: vec![REFERENCE.into()] };
     sizes(&release, "virtual", &mut table)?;
     let production = tools::release_dir("production");
     if production.join("manifest.json").is_file() {
@@ -32,13 +40,15 @@ pub(super) fn measure(consent: Consent, full: bool, runs: usize) -> Result<Table
     table.rows.push(row("rebuild after a change of the replica only", "min", warm / 60.0, 3.0));
     if full {
         let (time, space) = empty(&folder)?;
-        table.rows.push(row("whole build from an empty cache", "min", time / 60.0, 60.0));
-        table.rows.push(row("room that it takes", "GB", space / 1e9, 15.0));
+        let whole = row("whole production build from an empty cache", "min", time / 60.0, 60.0);
+        table.rows.push(Row { reference: Some(IC_OS_MINUTES), ..whole });
+        let room = row("room that it takes at most", "GB", space / 1e9, 15.0);
+        table.rows.push(Row { reference: Some(IC_OS_GB), ..room });
     } else {
         table.notes.push("whole build from an empty cache: not measured; give --full".into());
     }
     table.notes.push(format!("processors: {}", std::thread::available_parallelism()?));
-    table.notes.push("builds: virtual profile, guest, host and disk; inputs were fetched before".into());
+    table.notes.push("builds: guest, host, disk and installer; inputs were fetched before; the rebuild is one of the virtual profile".into());
     Ok(table)
 }
 
@@ -62,11 +72,16 @@ fn sizes(release: &Path, profile: &str, table: &mut Table) -> Result<()> {
     };
     let name = |what: &str| format!("{what}, {profile}");
     let guest = total(guest, &["kernel", "initrd", "firmware"])?;
-    table.rows.push(row(&name("guest: kernel, initrd, firmware"), "MB", guest, 20.0));
     let slot = total(host, &["uki", "root", "root_hash_tree"])?;
-    table.rows.push(row(&name("slot of the host"), "MB", slot, 80.0));
-    if let Ok(installer) = std::fs::metadata(release.join("installer.img")) {
-        table.rows.push(row(&name("installer"), "MB", installer.len() as f64 / 1e6, 150.0));
+    let installer =
+        std::fs::metadata(release.join("installer.img")).context("installer.img")?.len() as f64 / 1e6;
+    let of_release = [
+        ("guest: kernel, initrd, firmware", guest, 20.0),
+        ("slot of the host", slot, 80.0),
+        ("installer", installer, 150.0),
+    ];
+    for ((what, size, target), theirs) in of_release.into_iter().zip(IC_OS_MB) {
+        table.rows.push(Row { reference: Some(theirs), ..row(&name(what), "MB", size, target) });
     }
     let list = read("host.cdx.json")?;
     let packages = list["components"].as_array().context("the list of the host's files is empty")?;
@@ -100,46 +115,42 @@ fn verify_only(release: &Path) -> Result<f64> {
     Ok(time)
 }
 
-/// A build of a copy of this checkout; `cache` holds finished outputs.
-fn build(folder: &Path, cache: Option<&Path>, target: &str) -> Command {
-    let mut command = redoubt(&["build", "--profile", "virtual", "--repository"]);
-    command.arg(folder.join("checkout")).arg("--out").arg(folder.join("out"));
-    command.env("CARGO_TARGET_DIR", folder.join(target));
-    if let Some(cache) = cache {
-        command.env("REDOUBT_CACHE", cache);
-    }
+/// A build of the copy of this checkout in `folder`, all that cargo writes in `target` there.
+fn build(folder: &Path, profile: &str, target: &Path) -> Command {
+    let mut command = redoubt(&["build", "--profile", profile, "--repository"]);
+    command.arg(folder.join("checkout")).arg("--out").arg(target.join("out")).env("CARGO_TARGET_DIR", target);
     command
 }
 
 /// Seconds of a rebuild after the replica alone was changed.
 fn warm(folder: &Path) -> Result<f64> {
-    let checkout = folder.join("checkout");
+    let (checkout, target) = (folder.join("checkout"), folder.join("target"));
     if checkout.exists() {
         std::fs::remove_dir_all(&checkout)?;
     }
     double_build::copy_checkout(&checkout)?;
-    timed(&mut build(folder, None, "target"))?;
+    timed(&mut build(folder, "virtual", &target))?;
     // A change that nobody made before, so that neither cargo nor the cache knows the result.
     let source = checkout.join("replica/src/main.rs");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
     let text = std::fs::read_to_string(&source).with_context(|| source.display().to_string())?;
     std::fs::write(&source, format!("{text}\n#[used]\nstatic CHANGED: u128 = {now};\n"))?;
-    let before = initrd(folder)?;
-    let (time, _) = timed(&mut build(folder, None, "target"))?;
-    ensure!(before != initrd(folder)?, "the change did not reach the initrd");
+    let initrd = || std::fs::read(target.join("out/initrd.zst"));
+    let before = initrd()?;
+    let (time, _) = timed(&mut build(folder, "virtual", &target))?;
+    ensure!(before != initrd()?, "the change did not reach the initrd");
     Ok(time)
 }
 
-fn initrd(folder: &Path) -> Result<Vec<u8>> {
-    Ok(std::fs::read(folder.join("out/initrd.zst"))?)
-}
-
-/// Seconds of a whole build with nothing but the inputs, and the room in bytes that it took at most.
+/// Seconds of a whole build with nothing but the inputs, and the room in bytes that it took at most. Of the production
+/// profile, since its firmware is compiled too.
 fn empty(folder: &Path) -> Result<(f64, f64)> {
+    let trust = tools::production_keys()?.join("trust");
     let anew = tempfile::Builder::new().prefix("empty-").tempdir_in(folder)?;
     let cache = anew.path().join("cache");
     double_build::copy_store(&cache)?;
-    let target = format!("{}/target", anew.path().file_name().unwrap_or_default().to_string_lossy());
+    let mut whole = build(folder, "production", &anew.path().join("target"));
+    whole.env("REDOUBT_CACHE", cache).arg("--trust").arg(trust);
     let (most, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let time = std::thread::scope(|scope| {
         scope.spawn(|| {
@@ -148,7 +159,7 @@ fn empty(folder: &Path) -> Result<(f64, f64)> {
                 std::thread::sleep(Duration::from_secs(20));
             }
         });
-        let built = timed(&mut build(folder, Some(&cache), &target));
+        let built = timed(&mut whole);
         done.store(true, Ordering::Relaxed);
         built
     })?
