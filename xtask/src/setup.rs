@@ -37,6 +37,7 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("nft", &["nftables"], "oracle for the firewall"),
     &need("ip", &["iproute2"], "makes networks for tests"),
     &need("disorderfs", &["disorderfs"], "shuffles files for the double build"),
+    &need("fsck.erofs", &["erofs-utils"], "oracle for the host's root"),
     &need("openssl", &["openssl"], "oracle for TLS"),
     &need("fsck.fat", &["dosfstools"], "oracle for the boot partition"),
     &need("softhsm2-util", &["softhsm2"], "a token that keeps release keys"),
