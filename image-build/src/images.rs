@@ -8,14 +8,16 @@ use crate::{
     guest::{self, input_names, names},
     host, installer,
     recipe::{self, Recipe},
-    trust,
+    toolchain, trust, vendor,
     workshop::Workshop,
 };
 use release::{Digest, Envelope, Manifest, Profile, VcpuMeasurement};
 use serde::Serialize;
 use std::{
     collections::BTreeMap,
+    panic::resume_unwind,
     path::{Path, PathBuf},
+    thread,
 };
 
 /// Contents of files by their names in a release.
@@ -43,25 +45,31 @@ pub fn release(workshop: &Workshop, profile: Profile, scope: Scope) -> Result<Re
     let recipe = recipe::recipe(&workshop.repository, profile)?;
     // Whether all is there shows at once, not after an hour.
     let trust = if scope == Scope::Whole { trust::of_profile(workshop, profile)? } else { None };
-    let mut content = guest::files(workshop, &recipe)?;
+    // Both halves take these; made before, they are made once.
+    toolchain::open(&workshop.cache, &workshop.inputs)?;
+    vendor::open(&workshop.cache, &workshop.repository, &workshop.inputs.sources)?;
+    // At the same time, because no compiler keeps all processors busy to its end.
+    let (guest, host) = thread::scope(|threads| {
+        let host = (scope == Scope::Whole).then(|| threads.spawn(|| host::build(workshop, profile)));
+        let guest = guest::files(workshop, &recipe);
+        (guest, host.map(|host| host.join().unwrap_or_else(|panic| resume_unwind(panic))))
+    });
+    let mut content = guest?;
     content.insert(names::LOCK, workshop.inputs.lock.to_text().into_bytes());
-    let host = match scope {
-        Scope::Guest => None,
-        Scope::Whole => {
-            let mut parts = host::build(workshop, profile)?;
-            if let Some(trust) = trust {
-                let uki = installer::uki(workshop, profile, &trust)?;
-                parts.images.installer = Some(release::File::describe(installer::UKI, &uki));
-                parts.files.insert(installer::UKI, uki);
-                if let Some(measured) = &mut parts.images.measured {
-                    measured.certificates = vec![Digest::of(&trust.certificate)];
-                }
-            }
-            content.extend(parts.files);
-            Some(parts.images)
+    let mut host = host.transpose()?;
+    if let (Some(host), Some(trust)) = (&mut host, trust) {
+        let uki = installer::uki(workshop, profile, &trust)?;
+        host.images.installer = Some(release::File::describe(installer::UKI, &uki));
+        host.files.insert(installer::UKI, uki);
+        if let Some(measured) = &mut host.images.measured {
+            measured.certificates = vec![Digest::of(&trust.certificate)];
         }
-    };
-    let manifest = manifest(workshop, &recipe, host, &content)?;
+    }
+    let images = host.map(|host| {
+        content.extend(host.files);
+        host.images
+    });
+    let manifest = manifest(workshop, &recipe, images, &content)?;
     Ok(Release { manifest, files: content })
 }
 

@@ -46,7 +46,8 @@ pub fn build_for_tests(workshop: &Workshop, recipe: &Recipe) -> Result<PathBuf> 
 /// for QEMU anyway.
 pub fn host_os(workshop: &Workshop, features: &[String]) -> Result<PathBuf> {
     let root = root::of_group(&workshop.cache, &workshop.inputs, AGENT_ROOT)?;
-    let place = Place { root: &root, target: workshop.cargo_target.join("agent"), linking: "" };
+    // Beside that of the others, which are compiled at the same time.
+    let place = Place { root: &root, target: workshop.cargo_target.with_extension("agent"), linking: "" };
     let features = features.join(",");
     let parts = ["--bin", "host-os", "--no-default-features", "--features", &features];
     Ok(compile_in(&place, workshop, "host-os", &parts)?.join("host-os"))

@@ -1,10 +1,14 @@
-//! Progress of long work: a bar where there is a terminal, plain lines where there is none.
+//! Progress of long work: a bar for each step that runs where there is a terminal, plain lines where there is none.
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     io::IsTerminal,
+    sync::LazyLock,
     time::{Duration, Instant},
 };
+
+/// The bars of all steps that run.
+static BARS: LazyLock<MultiProgress> = LazyLock::new(MultiProgress::new);
 
 /// One step that takes time.
 pub struct Step {
@@ -23,6 +27,7 @@ impl Step {
             bar.set_draw_target(ProgressDrawTarget::hidden());
             eprintln!("{name} ...");
         } else {
+            BARS.add(bar.clone());
             let template = if length == 0 {
                 "{spinner} {prefix}: {msg}"
             } else {
@@ -58,6 +63,7 @@ impl Step {
     /// Ends the step and says how it ended.
     pub fn done(self, how: &str) {
         self.bar.finish_and_clear();
-        eprintln!("{}: {how} ({:.1} s)", self.name, self.started.elapsed().as_secs_f64());
+        // Below no other step's bar.
+        BARS.suspend(|| eprintln!("{}: {how} ({:.1} s)", self.name, self.started.elapsed().as_secs_f64()));
     }
 }

@@ -64,15 +64,20 @@ pub(crate) fn quick(release: &Path) -> Result<()> {
     let name: Vec<&str> = artefacts.iter().filter_map(|file| file["sha256"].as_str()?.get(..16)).collect();
     ensure!(name.len() == artefacts.len(), "the manifest of the release lacks an artefact");
     let stamp = tools::target().join("double-build").join(name.join("-"));
-    if stamp.exists() {
-        eprintln!("these very artefacts were built twice before and were equal");
-    } else {
-        second(release, &["--without-kernels"])?;
-        std::fs::create_dir_all(tools::target().join("double-build"))?;
-        std::fs::write(&stamp, "")?;
-    }
     // The recipe pins the hash of another build: a build in other surroundings that gives the same is the second one.
-    tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware", "--vary"]))
+    let firmware =
+        || tools::run(tools::command(tools::binary("redoubt")).args(["image", "firmware", "--vary"]));
+    std::thread::scope(|scope| {
+        let firmware = scope.spawn(firmware);
+        if stamp.exists() {
+            eprintln!("these very artefacts were built twice before and were equal");
+        } else {
+            second(release, &["--without-kernels"])?;
+            std::fs::create_dir_all(tools::target().join("double-build"))?;
+            std::fs::write(&stamp, "")?;
+        }
+        firmware.join().unwrap_or_else(|_| bail!("the firmware's second build was cut off"))
+    })
 }
 
 /// Compares the release in `release` with a rebuild; `more` are further options of the rebuild.
