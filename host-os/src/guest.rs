@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -80,6 +81,12 @@ pub(crate) struct Guest {
     pub(crate) greeted: bool,
     notes: Notes,
     kill: Signal,
+    /// Processes killed for want of memory when this one was started.
+    oom_kills: Option<u64>,
+}
+
+fn oom_kills() -> Option<u64> {
+    crate::samples::oom_kills(&std::fs::read_to_string("/proc/vmstat").ok()?)
 }
 
 /// What may explain the end of a QEMU.
@@ -189,6 +196,7 @@ impl Guest {
             greeted: false,
             notes,
             kill: launcher::kill_signal(plan),
+            oom_kills: oom_kills(),
         })
     }
 
@@ -234,10 +242,14 @@ impl Guest {
             while self.tasks.join_next().await.is_some() {}
         })
         .await;
+        let killed = status.as_ref().is_ok_and(|status| status.signal() == Some(Signal::SIGKILL as i32));
         let mut text = match status {
             Ok(status) => format!("QEMU ended ({status}"),
             Err(error) => format!("QEMU was lost ({error}"),
         };
+        if killed && oom_kills() > self.oom_kills {
+            text.push_str(", out of memory: the kernel killed it; end what else runs here, or give the guest less");
+        }
         if let Some(cause) = cause {
             text.push_str(&format!(", {}", printable(cause, 200)));
         }

@@ -90,6 +90,12 @@ pub fn resident_bytes(status: &str) -> Option<u64> {
     kib(status, "VmRSS:")?.checked_mul(1024)
 }
 
+/// How often the kernel has killed a process because there was no memory for it, in a control group or at all, from
+/// /proc/vmstat.
+pub fn oom_kills(vmstat: &str) -> Option<u64> {
+    vmstat.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}
+
 fn kib(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix(name))?.split_whitespace().next()?.parse().ok()
 }
@@ -106,11 +112,14 @@ mod tests {
         assert_eq!(earlier.busy_percent(later), None);
         assert_eq!(memory_percent("MemTotal:  1000 kB\nMemFree: 1 kB\nMemAvailable:  250 kB\n"), Some(75.0));
         assert_eq!(resident_bytes("Name:\tx\nVmRSS:\t   20 kB\n"), Some(20480));
+        assert_eq!(oom_kills("nr_free_pages 9\noom_kill 12\n"), Some(12));
+        assert!(oom_kills(&std::fs::read_to_string("/proc/vmstat").unwrap()).is_some());
         let own = std::fs::read_to_string("/proc/stat").unwrap();
         assert!(CpuTime::parse(&own).is_some_and(|time| time.total > 0));
         for broken in ["", "cpu", "cpu x", "cpu 1 2", "MemTotal: x"] {
             assert_eq!(CpuTime::parse(broken), None);
             assert_eq!(memory_percent(broken), None);
+            assert_eq!(oom_kills(broken), None);
         }
     }
 

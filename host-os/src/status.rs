@@ -206,6 +206,11 @@ pub fn shown(health: Health) -> Health {
     }
 }
 
+/// A label's value (Prometheus, exposition formats: backslash, quote and line feed are escaped).
+fn label(value: &str) -> String {
+    value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
+}
+
 /// The metrics, as Prometheus text (exposition format 0.0.4).
 pub fn metrics(status: &Status) -> String {
     let mut text = String::new();
@@ -239,12 +244,7 @@ pub fn metrics(status: &Status) -> String {
     }
     let attested = f64::from(u8::from(status.attested.is_some()));
     metric("guest_attested", "gauge", "1 while the guest's evidence is verified.", &one(attested));
-    metric(
-        "agent_uptime_seconds",
-        "counter",
-        "Seconds since the agent started.",
-        &one(status.uptime_s as f64),
-    );
+    metric("agent_uptime_seconds", "gauge", "Seconds since the agent started.", &one(status.uptime_s as f64));
     let sample = &status.sample;
     let figures = [
         ("host_cpu_busy_percent", "Part of the processors' time that was not idle.", sample.cpu_percent),
@@ -264,7 +264,9 @@ pub fn metrics(status: &Status) -> String {
     if let Some(release) = &status.release {
         let labels = format!(
             "{{version=\"{}\",profile=\"{}\",measurement=\"{}\"}}",
-            release.version, release.profile, release.measurement
+            label(&release.version),
+            label(&release.profile),
+            release.measurement
         );
         metric("release_info", "gauge", "The release that is launched.", &[(labels, 1.0)]);
         metric("release_security_epoch", "gauge", "Its security epoch.", &one(release.security_epoch as f64));
@@ -281,7 +283,7 @@ pub fn metrics(status: &Status) -> String {
         );
         let used = guest.memory_used as f64;
         metric("guest_memory_used_bytes", "gauge", "Memory in use, as the guest says.", &one(used));
-        metric("guest_uptime_seconds", "counter", "Uptime, as the guest says.", &one(guest.uptime_s as f64));
+        metric("guest_uptime_seconds", "gauge", "Uptime, as the guest says.", &one(guest.uptime_s as f64));
     }
     text
 }
@@ -345,6 +347,7 @@ pub(crate) mod tests {
         assert!(text.contains("\nredoubt_guest_restarts_total 2\n"));
         assert!(text.contains("\nredoubt_guest_attested 0\n"));
         assert!(text.contains("\nredoubt_guest_memory_used_bytes 1048576\n"));
+        assert_eq!(label("a\"b\\c\n"), "a\\\"b\\\\c\\n");
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod node;
 mod operator;
 mod orders;
 mod output;
+mod prometheus;
 mod releases;
 mod support;
 mod up;
@@ -96,4 +97,22 @@ fn main() -> ExitCode {
         Command::HostOs(args) => return ExitCode::from(host_os::cli::run(&args)),
     };
     output.finish(result)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Cli;
+    use clap::{CommandFactory, Parser};
+
+    #[test]
+    fn the_command_line_is_whole() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_node_is_here_or_elsewhere() {
+        let elsewhere = ["redoubt", "status", "--node", "h:1", "--node-key", &"00".repeat(32)];
+        assert!(Cli::try_parse_from(elsewhere).is_ok());
+        assert!(Cli::try_parse_from([&elsewhere[..], &["--node-dir", "d"]].concat()).is_err());
+    }
 }

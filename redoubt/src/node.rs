@@ -20,7 +20,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(40);
 #[derive(Debug, Clone, Args)]
 pub(crate) struct NodeDirArg {
     /// Directory of the node [default: $XDG_STATE_HOME/redoubt/node or ~/.local/state/redoubt/node]
-    #[arg(long, value_name = "DIR")]
+    // One of this group: a node of this machine or one elsewhere.
+    #[arg(long, value_name = "DIR", group = "whose")]
     node_dir: Option<PathBuf>,
 }
 

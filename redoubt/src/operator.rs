@@ -23,6 +23,8 @@ pub(crate) enum Operator {
     List(List),
     /// Sign what a node's screen asks for, for somebody who stands before it
     Sign(Sign),
+    /// Write what Prometheus needs to scrape a node elsewhere
+    Prometheus(crate::prometheus::Prometheus),
 }
 
 #[derive(Debug, Args)]
@@ -75,7 +77,7 @@ pub(crate) struct List {
 #[derive(Debug, Args)]
 pub(crate) struct Remote {
     /// Address and port of the operators' interface of a node elsewhere
-    #[arg(long, value_name = "HOST:PORT", requires = "node_key", conflicts_with = "node_dir")]
+    #[arg(long, value_name = "HOST:PORT", requires = "node_key", group = "whose")]
     node: Option<String>,
     /// SHA-256 of that node's host key, as its console, status page and `redoubt status` show it
     #[arg(long, value_name = "SHA256", value_parser = hash, requires = "node")]
@@ -113,7 +115,25 @@ impl Remote {
     }
 }
 
+/// What another program needs to ask a node elsewhere. Certificates are in PEM.
+pub(crate) struct Access<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) key: &'a Path,
+    pub(crate) certificate: String,
+    pub(crate) node_certificate: String,
+}
+
 impl Remote {
+    /// Fetches the node's certificate, by its key, and makes the operator's.
+    pub(crate) fn access(&self) -> Result<Access<'_>, Failure> {
+        let (Some(node), Some(node_key), Some(key)) = (&self.node, self.node_key, &self.key) else {
+            return Err(Failure::usage("no-node", "give the node with --node, --node-key and --key"));
+        };
+        let certificate = Identity::read(key)?.certificate_pem();
+        let node_certificate = block_on(async { Ok(client::certificate(node, node_key).await?) })?;
+        Ok(Access { node, key, certificate, node_certificate })
+    }
+
     /// Has the node elsewhere do something; `agreed` hears the node's name before.
     pub(crate) fn order(
         &self,
@@ -180,6 +200,7 @@ pub(crate) fn run(command: Operator) -> Result<Reply, Failure> {
             eprintln!("This lets the node {node}... {action}.");
             Ok(Reply::good(&answer, json!({ "action": action, "node": node, "answer": answer })))
         }
+        Operator::Prometheus(args) => crate::prometheus::run(&args),
         Operator::List(List { node }) => Ok(reply(&read(&node.node()?.operators())?)),
     }
 }

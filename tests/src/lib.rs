@@ -4,7 +4,10 @@
 //! a user has (`redoubt`, the JavaScript agent). `cargo xtask test` builds programs and images first and names
 //! them in `REDOUBT_BIN` and `REDOUBT_RELEASE`; without these a scenario says that it is skipped.
 
-use anyhow::{Context, Result, bail};
+pub mod screen;
+pub mod strangers;
+
+use anyhow::{Context, Result, bail, ensure};
 use nix::{sys::signal, unistd::Pid};
 use serde_json::Value;
 use std::{
@@ -129,7 +132,7 @@ static ALONE: Mutex<()> = Mutex::new(());
 
 /// A port that nothing listens on, and that stays free while its node is down: below those which the kernel
 /// gives to outgoing connections (32768 and up, ip_local_port_range), and never the same twice in a process.
-fn free_port() -> Result<String> {
+pub fn free_port() -> Result<String> {
     const FIRST: u32 = 20_000;
     const COUNT: u32 = 12_000;
     static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -152,6 +155,11 @@ impl<'a> Node<'a> {
         Ok(Self { setup, dir: tempfile::tempdir()?, ports, _alone: alone })
     }
 
+    /// Its directory.
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// Where its simulated secure processor is kept.
     pub fn chip(&self) -> PathBuf {
         self.dir.path().join("chip")
@@ -166,6 +174,20 @@ impl<'a> Node<'a> {
     pub fn redoubt(&self, command: &str, arguments: &[&OsStr]) -> Result<Output> {
         let node_dir = [OsStr::new(command), OsStr::new("--node-dir"), self.dir.path().as_os_str()];
         self.setup.redoubt(node_dir.iter().chain(arguments))
+    }
+
+    /// Lets a key operate the node, as `redoubt operator allow` does.
+    pub fn allow(&self, name: &str, key_sha256: &str, arguments: &[&str]) -> Result<Value> {
+        let words = [&["--json", "allow", "--name", name, key_sha256], arguments].concat();
+        let words: Vec<&OsStr> = words.iter().map(OsStr::new).collect();
+        json(self.operator(&words)?)
+    }
+
+    /// `redoubt operator ... --node-dir ...`.
+    pub fn operator(&self, arguments: &[&OsStr]) -> Result<Output> {
+        let node_dir = [OsStr::new("--node-dir"), self.dir.path().as_os_str()];
+        let words = [OsStr::new("operator")];
+        self.setup.redoubt(words.iter().chain(arguments).chain(&node_dir))
     }
 
     /// Boots the node and waits until it is attested; what `redoubt up --json` prints.
@@ -276,6 +298,20 @@ pub fn json(output: Output) -> Result<Value> {
 /// Both outputs of a command, for messages.
 pub fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// The body of an address on this machine, such as `http://127.0.0.1:1/status`.
+pub fn get(url: &str) -> Result<String> {
+    use std::io::{Read, Write};
+    let rest = url.strip_prefix("http://").context("not http")?;
+    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+    let mut stream = std::net::TcpStream::connect(host).with_context(|| format!("cannot reach {url}"))?;
+    write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
+    ensure!(head.split(' ').nth(1) == Some("200"), "{url}: {answer}");
+    Ok(body.to_owned())
 }
 
 /// Deploys the Motoko counter; its canister id.

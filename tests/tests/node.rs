@@ -3,7 +3,6 @@
 use anyhow::{Context, Result, ensure};
 use std::{
     io::{BufRead, BufReader},
-    process::Command,
     time::Duration,
 };
 use tests::{
@@ -26,19 +25,6 @@ fn boot_attest_deploy_call_and_stop() -> Result<()> {
     ensure!(call(&url, &counter, "get")? == 2, "the query sees another state than the updates");
 
     check_interface(&url, &counter)?;
-
-    let status = up["urls"]["status"].as_str().context("no address for status")?;
-    let metrics = get(&format!("{status}/metrics"))?;
-    ensure!(metrics.contains("# TYPE "), "no Prometheus text: {metrics}");
-
-    // What people see is there without a script, and nothing on the page breaks its own rules.
-    let measurement = node.status()?["attested"]["measurement"].as_str().context("not attested")?.to_owned();
-    let (page, said) = in_a_browser(&format!("{status}/"))?;
-    for wanted in [measurement.as_str(), "id=\"state\">ready<", "Host processors: ", "<polyline points="] {
-        ensure!(page.contains(wanted), "the page lacks {wanted}: {page}");
-    }
-    ensure!(!page.contains("<script"), "a script on the page: {page}");
-    ensure!(!said.contains("Content Security Policy"), "the browser complains: {said}");
 
     let qemu = node.qemu()?;
     node.down()?;
@@ -126,36 +112,4 @@ fn another_guest_cannot_open_the_storage_and_leaves_it_as_it_was() -> Result<()>
     node.up()?;
     ensure!(call(&node.url()?, &counter, "inc")? == 2);
     Ok(())
-}
-
-/// What a browser makes of a page, and what it says about it.
-fn in_a_browser(url: &str) -> Result<(String, String)> {
-    let profile = tempfile::tempdir()?;
-    let output = Command::new("chromium")
-        .args([
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--enable-logging=stderr",
-            "--dump-dom",
-        ])
-        .arg(format!("--user-data-dir={}", profile.path().display()))
-        .arg(url)
-        .output()
-        .context("cannot run chromium; `cargo xtask setup` installs it")?;
-    ensure!(output.status.success(), "chromium failed: {}", text(&output));
-    Ok((String::from_utf8(output.stdout)?, String::from_utf8_lossy(&output.stderr).into_owned()))
-}
-
-/// The body of a loopback HTTP address.
-fn get(url: &str) -> Result<String> {
-    use std::io::{Read, Write};
-    let rest = url.strip_prefix("http://").context("not http")?;
-    let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-    let mut stream = std::net::TcpStream::connect(host).with_context(|| format!("cannot reach {url}"))?;
-    write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }

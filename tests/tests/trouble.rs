@@ -1,71 +1,29 @@
-//! What happens to nodes: strangers at every port, a guest that is killed, one that hangs, a full disk. Each is survived or
-//! refused, and named.
+//! What happens to nodes: strangers at every port, a guest that is killed, one without memory, one that hangs, a full disk. Each
+//! is survived or refused, and named.
 
 use anyhow::{Context, Result, ensure};
-use nix::sys::signal::{self, Signal};
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
 use serde_json::Value;
 use std::{
-    io::{Read, Write},
-    net::TcpStream,
+    fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
-use tests::{Node, Setup, call, deploy_counter};
+use tests::{Node, Setup, call, deploy_counter, strangers::strangers};
 
-/// To each port.
-const MALFORMED: u64 = 10_000;
-/// At the same time.
-const STRANGERS: u64 = 8;
 /// For a guest under translation to be ready again, on a busy machine.
 const READY: Duration = Duration::from_secs(240);
 
-/// Sends garbage, half of it with the beginning of something sensible, and reads what comes.
-fn stranger(port: u16, seed: u64, count: u64) -> Result<()> {
-    const BEGINNINGS: [&[u8]; 6] = [
-        b"",
-        b"GET / HTTP/1.1\r\nHost: ",
-        b"GET /../../etc/passwd HTTP/1.1\r\n\r\n",
-        b"POST /api/v2/canister/aaaaa-aa/call HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
-        // A TLS record of a client's greeting, too long.
-        &[0x16, 3, 1, 0xff, 0xff, 1, 0, 0xff, 0xfb, 3, 3],
-        b"\xd9\xd9\xf7\xa3",
-    ];
-    let mut random = (seed * 0x9e37_79b9_7f4a_7c15) | 1;
-    for _ in 0..count {
-        let mut next = || {
-            random ^= random << 13;
-            random ^= random >> 7;
-            random ^= random << 17;
-            random
-        };
-        let mut bytes = BEGINNINGS[(next() % 6) as usize].to_vec();
-        bytes.extend((0..next() % 200).map(|_| next() as u8));
-        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-        stream.set_read_timeout(Some(Duration::from_millis(20)))?;
-        // The other side may have hung up already.
-        let _ = stream.write_all(&bytes);
-        let _ = stream.shutdown(std::net::Shutdown::Write);
-        let mut answer = [0; 64];
-        let length = stream.read(&mut answer).unwrap_or(0);
-        let answer = String::from_utf8_lossy(&answer[..length]);
-        ensure!(!answer.starts_with("HTTP/1.1 2"), "port {port} takes garbage: {answer}");
-    }
-    Ok(())
-}
-
-fn strangers(port: u16) -> Result<()> {
-    let threads = (0..STRANGERS)
-        .map(|number| std::thread::spawn(move || stranger(port, number + 1, MALFORMED / STRANGERS)));
-    for thread in threads.collect::<Vec<_>>() {
-        thread.join().ok().context("a stranger panicked")??;
-    }
-    Ok(())
-}
-
 #[test]
-fn strangers_a_killed_guest_and_one_that_hangs() -> Result<()> {
+fn strangers_and_guests_that_are_killed_starve_or_hang() -> Result<()> {
     let Some(setup) = Setup::find() else { return Ok(()) };
     let node = Node::new(&setup)?;
+    node.allow("nobody", &"00".repeat(32), &[])?;
     node.up()?;
     let url = node.url()?;
     let canister = deploy_counter(&url)?;
@@ -74,6 +32,8 @@ fn strangers_a_killed_guest_and_one_that_hangs() -> Result<()> {
         let port = before["ports"][name].as_u64().context("no port")?;
         strangers(u16::try_from(port)?)?;
     }
+    let operators = before["operator"]["address"].as_str().context("no operators' port")?;
+    strangers(operators.parse::<SocketAddr>()?.port())?;
     let after = node.status()?;
     ensure!(after["state"] == "ready" && after["restarts"] == 0, "{after:#}");
     ensure!(after["guest"]["replica_restarts"] == before["guest"]["replica_restarts"], "{after:#}");
@@ -84,14 +44,50 @@ fn strangers_a_killed_guest_and_one_that_hangs() -> Result<()> {
     ensure!(reasons(&killed).contains("SIGKILL"), "{killed:#}");
     ensure!(call(&url, &canister, "inc")? == 2, "an acknowledged update is lost");
 
+    // The kernel has no memory for it.
+    let group = Group::without_memory(node.qemu()?)?;
+    // Whether an answer comes is open: it needs memory that was not touched yet.
+    let _ = deploy_counter(&url);
+    let starved = node.wait_for("a new guest", READY, |status| ready_again(status, 2))?;
+    ensure!(reasons(&starved).contains("out of memory"), "{starved:#}");
+    drop(group);
+    ensure!(call(&url, &canister, "inc")? == 3, "an acknowledged update is lost");
+
     // It hangs: the agent loses patience, kills it, and starts another.
     signal::kill(node.qemu()?, Signal::SIGSTOP)?;
     let unhealthy =
         node.wait_for("the silence to be noticed", READY, |status| status["state"] == "unhealthy")?;
     ensure!(reasons(&unhealthy).contains("no health message"), "{unhealthy:#}");
-    node.wait_for("a new guest", READY, |status| ready_again(status, 2))?;
-    ensure!(call(&url, &canister, "inc")? == 3, "an acknowledged update is lost");
+    node.wait_for("a new guest", READY, |status| ready_again(status, 3))?;
+    ensure!(call(&url, &canister, "inc")? == 4, "an acknowledged update is lost");
     Ok(())
+}
+
+/// A control group that has no memory to give; removed at the end, when it is empty.
+struct Group(PathBuf);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+impl Group {
+    /// Puts a process into one.
+    fn without_memory(pid: Pid) -> Result<Self> {
+        let all = Path::new("/sys/fs/cgroup");
+        // Version 2, or the older one that some machines still have.
+        let (root, limit) = if all.join("cgroup.controllers").exists() {
+            (all.to_owned(), "memory.max")
+        } else {
+            (all.join("memory"), "memory.limit_in_bytes")
+        };
+        let group = Self(root.join(format!("redoubt-test-{}", std::process::id())));
+        fs::create_dir(&group.0).context("cannot make a control group; run the tests as root")?;
+        fs::write(group.0.join(limit), (1 << 20).to_string())?;
+        fs::write(group.0.join("cgroup.procs"), pid.to_string())?;
+        Ok(group)
+    }
 }
 
 fn ready_again(status: &Value, restarts: u64) -> bool {

@@ -9,7 +9,7 @@ use hyper::{Method, body::Bytes};
 use rustls::pki_types::ServerName;
 use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio_rustls::{TlsConnector, client::TlsStream};
 
 /// Patience for one request.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -110,6 +110,14 @@ pub async fn order<E: From<OperateError>>(
     }
 }
 
+/// The certificate, in PEM, that the node at `node` with this key shows.
+pub async fn certificate(node: &str, node_key: [u8; 32]) -> Result<String, OperateError> {
+    let stream = in_time(node, connect(node, node_key, None)).await?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    // The key in it was compared, so there is one.
+    Ok(shown.map(|certificate| super::identity::pem(certificate)).unwrap_or_default())
+}
+
 async fn request(
     node: &str,
     node_key: [u8; 32],
@@ -118,21 +126,33 @@ async fn request(
     path: &str,
     body: Vec<u8>,
 ) -> Result<Bytes, OperateError> {
-    let connector = TlsConnector::from(client_config(identity, node_key).map_err(OperateError::Key)?);
-    let name = node.to_owned();
     let request = async {
-        let connect = |source| OperateError::Connect { node: name.clone(), source };
-        let stream = TcpStream::connect(node).await.map_err(connect)?;
-        let address = stream.peer_addr().map_err(connect)?;
-        let tls = |source| OperateError::Tls { node: name.clone(), source };
-        let stream =
-            connector.connect(ServerName::IpAddress(address.ip().into()), stream).await.map_err(tls)?;
+        let stream = connect(node, node_key, identity).await?;
         let answer = send_once(stream, node, method, path, body, MAX_ANSWER).await;
-        answer.map_err(|source| refused(&name, source))
+        answer.map_err(|source| refused(node, source))
     };
-    tokio::time::timeout(PATIENCE, request)
-        .await
-        .unwrap_or_else(|_| Err(OperateError::Timeout { node: name.clone() }))
+    in_time(node, request).await
+}
+
+async fn connect(
+    node: &str,
+    node_key: [u8; 32],
+    identity: Option<&Identity>,
+) -> Result<TlsStream<TcpStream>, OperateError> {
+    let connector = TlsConnector::from(client_config(identity, node_key).map_err(OperateError::Key)?);
+    let failed = |source| OperateError::Connect { node: node.to_owned(), source };
+    let stream = TcpStream::connect(node).await.map_err(failed)?;
+    let address = stream.peer_addr().map_err(failed)?;
+    let tls = |source| OperateError::Tls { node: node.to_owned(), source };
+    connector.connect(ServerName::IpAddress(address.ip().into()), stream).await.map_err(tls)
+}
+
+async fn in_time<T>(
+    node: &str,
+    work: impl Future<Output = Result<T, OperateError>>,
+) -> Result<T, OperateError> {
+    let limited = tokio::time::timeout(PATIENCE, work).await;
+    limited.unwrap_or_else(|_| Err(OperateError::Timeout { node: node.to_owned() }))
 }
 
 /// What the node said in its own form, if it did.

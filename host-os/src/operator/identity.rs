@@ -12,6 +12,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// The name in every certificate, for programs that compare one with something.
+pub const NAME: &str = "redoubt";
+
 /// A private key with a certificate around its public key.
 #[derive(Debug)]
 pub struct Identity {
@@ -84,6 +87,11 @@ impl Identity {
         ed25519_of(&self.certificate)
     }
 
+    /// The certificate in PEM, for programs that want one. The same key gives the same certificate.
+    pub fn certificate_pem(&self) -> String {
+        pem(&self.certificate)
+    }
+
     /// Signs with this key; gives the public key and the signature, hexadecimal.
     pub fn into_signer(self) -> Option<Signer> {
         let key = ring::signature::Ed25519KeyPair::from_pkcs8_maybe_unchecked(self.key.secret_der()).ok()?;
@@ -92,13 +100,20 @@ impl Identity {
     }
 
     fn around(key: &rcgen::KeyPair) -> Result<Self, String> {
-        let params =
-            rcgen::CertificateParams::new(Vec::<String>::new()).map_err(|error| error.to_string())?;
+        let params = rcgen::CertificateParams::new([NAME.to_owned()]).map_err(|error| error.to_string())?;
         let certificate = params.self_signed(key).map_err(|error| error.to_string())?.der().clone();
         let key_sha256 = key_of(&certificate).map_err(|error| error.to_string())?;
         let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(str::to_owned)?;
         Ok(Self { certificate, key, key_sha256 })
     }
+}
+
+/// A certificate in PEM (RFC 7468, 5.1).
+pub fn pem(certificate: &[u8]) -> String {
+    use base64::{Engine, engine::general_purpose::STANDARD};
+    const WIDTH: usize = 48;
+    let lines: String = certificate.chunks(WIDTH).map(|bytes| STANDARD.encode(bytes) + "\n").collect();
+    format!("-----BEGIN CERTIFICATE-----\n{lines}-----END CERTIFICATE-----\n")
 }
 
 /// SubjectPublicKeyInfo of an ed25519 key before its 32 bytes (RFC 8410, 4).
@@ -129,7 +144,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("key.pem");
         let made = Identity::read_or_create(&path).unwrap();
-        assert_eq!(Identity::read_or_create(&path).unwrap().key_sha256, made.key_sha256);
+        let again = Identity::read_or_create(&path).unwrap();
+        assert_eq!(again.key_sha256, made.key_sha256);
+        let pem = again.certificate_pem();
+        assert_eq!(pem, made.certificate_pem());
+        assert_eq!(CertificateDer::from_pem_slice(pem.as_bytes()).unwrap(), made.certificate);
         assert_eq!(key_sha256_of(&made.public_key().unwrap()), made.key_sha256);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert!(matches!(Identity::create(&path), Err(IdentityError::Io { action: "create", .. })));
