@@ -41,4 +41,4 @@ pub use fact::{Fact, Kind, Unit};
 pub use probe::{Probe, ProbeError};
 pub use schema::schema;
 pub use seen::Seen;
-pub use spec::{Condition, MAX_SPEC, Problem, Requirement, Severity, Spec, SpecError};
+pub use spec::{Condition, MAX_SPEC, Problem, Requirement, Severity, Share, Spec, SpecError};

@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 pub fn schema() -> Value {
     let words = |meaning: &str| json!({ "type": "string", "maxLength": 1000, "description": meaning });
     let number = json!({ "type": "integer", "minimum": 0 });
+    let share = |meaning: &str, most: u32| json!({ "type": "integer", "minimum": 1, "maximum": most, "description": meaning });
     let texts = json!({ "type": "array", "items": { "type": "string", "minLength": 1 }, "minItems": 1 });
     let with = |schema: &Value, meaning: &str| {
         let mut schema = schema.clone();
@@ -86,6 +87,19 @@ pub fn schema() -> Value {
         "properties": {
             "name": words("Name in reports."),
             "description": words("One line for people."),
+            "guest": {
+                "type": "object",
+                "additionalProperties": false,
+                "required": ["vcpus", "host_cores", "host_memory_mib", "pin", "huge_pages"],
+                "description": "How the machine is divided between host and guest.",
+                "properties": {
+                    "vcpus": share("Virtual processors; the release needs a measurement for this number.", 4096),
+                    "host_cores": share("Cores that only the host uses.", 4096),
+                    "host_memory_mib": share("Memory that the host keeps, in MiB; the guest gets the rest.", 1 << 24),
+                    "pin": { "type": "boolean", "description": "Each virtual processor stays on a processor of its own, and memory beside them." },
+                    "huge_pages": { "type": "boolean", "description": "Memory of huge pages, where the platform can." },
+                },
+            },
             "check": {
                 "type": "array",
                 "minItems": 1,

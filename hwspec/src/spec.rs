@@ -25,6 +25,24 @@ pub struct Spec {
     pub description: String,
     /// The checks, in the order in which they are reported.
     pub requirements: Vec<Requirement>,
+    /// How the machine is divided; without it the guest gets what the host's command line says.
+    pub guest: Option<Share>,
+}
+
+/// How a machine is divided between its host and its guest: the table `[guest]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Share {
+    /// Virtual processors of the guest; the release needs a measurement for this number.
+    pub vcpus: u32,
+    /// Cores that only the host uses.
+    pub host_cores: u32,
+    /// Memory that the host keeps, in MiB; the guest gets the rest.
+    pub host_memory_mib: u32,
+    /// Whether each virtual processor stays on a processor of its own, and memory beside them.
+    pub pin: bool,
+    /// Whether the guest's memory is made of huge pages, where the platform can.
+    pub huge_pages: bool,
 }
 
 /// One check of a specification.
@@ -185,6 +203,9 @@ pub enum Problem {
     /// Nothing meets it.
     #[error("no machine can meet the condition of the check {0:?}; correct it")]
     Impossible(String),
+    /// A guest or a host with nothing.
+    #[error("`{0}` of the guest is 0 or beyond any machine; correct it")]
+    Share(&'static str),
     /// Whoever fails a check must be told what to do.
     #[error("the check {0:?} has no fix text; say what to do when it is not met")]
     NoFix(String),
@@ -195,6 +216,10 @@ pub enum Problem {
     Words,
 }
 
+/// Most that `[guest]` may say.
+const MAX_PROCESSORS: u32 = 4096;
+const MAX_MEMORY_MIB: u32 = 1 << 24;
+
 /// Longest name, description, fix or source.
 const MAX_WORDS: usize = 1000;
 
@@ -203,6 +228,7 @@ const MAX_WORDS: usize = 1000;
 struct WireSpec {
     name: Spanned<String>,
     description: Spanned<String>,
+    guest: Option<Spanned<Share>>,
     #[serde(default)]
     check: Vec<Spanned<WireCheck>>,
 }
@@ -266,6 +292,17 @@ impl Spec {
                 return Err(SpecError::At { line, key: key.into(), problem: Problem::Words });
             }
         }
+        if let Some(guest) = &wire.guest {
+            let Share { vcpus, host_cores, host_memory_mib, .. } = *guest.get_ref();
+            let bounds = [
+                ("vcpus", vcpus, MAX_PROCESSORS),
+                ("host_cores", host_cores, MAX_PROCESSORS),
+                ("host_memory_mib", host_memory_mib, MAX_MEMORY_MIB),
+            ];
+            if let Some((key, ..)) = bounds.iter().find(|(_, value, most)| !(1..=*most).contains(value)) {
+                return Err(at_key(text, guest.span().start, key, Problem::Share(key)));
+            }
+        }
         if wire.check.is_empty() {
             return Err(SpecError::NoChecks);
         }
@@ -280,7 +317,13 @@ impl Spec {
             }
             requirements.push(requirement(check).map_err(|(key, problem)| at(key, problem))?);
         }
-        Ok(Spec { name: wire.name.into_inner(), description: wire.description.into_inner(), requirements })
+        let guest = wire.guest.map(Spanned::into_inner);
+        Ok(Spec {
+            name: wire.name.into_inner(),
+            description: wire.description.into_inner(),
+            requirements,
+            guest,
+        })
     }
 }
 

@@ -41,6 +41,9 @@ fn schema_and_program_agree() {
     }
     let both = GOOD.replace("at_least = 2", "at_least = 2\nat_most = 3");
     assert!(valid(&validator, &both) && Spec::from_toml(&both).is_ok());
+    let share = "description = 'b'\n[guest]\nvcpus = 2\nhost_cores = 1\nhost_memory_mib = 1\npin = true\nhuge_pages = false";
+    let divided = GOOD.replace("description = 'b'", share);
+    assert!(valid(&validator, &divided) && Spec::from_toml(&divided).unwrap().guest.unwrap().pin);
     let fact = |fact: &str, condition: &str| {
         GOOD.replace("'cpu-threads'\nat_least = 2", &format!("'{fact}'\n{condition}"))
     };
@@ -56,6 +59,10 @@ fn schema_and_program_agree() {
         (GOOD.replace("fix = 'f'", ""), "no fix"),
         (GOOD.replace("fix", "surprise = 1\nfix"), "unknown key"),
         (GOOD.replace("name = 'a'", ""), "no name"),
+        (divided.replace("vcpus = 2", "vcpus = 0"), "a guest without processors"),
+        (divided.replace("vcpus = 2", "vcpus = 5000"), "more processors than any machine has"),
+        (divided.replace("pin = true", ""), "a share that does not say all"),
+        (divided.replace("pin = true", "pin = true\nnode = 1"), "an unknown key of the share"),
         (fact("tpm", "includes = ['2.0']"), "a set's condition on a text"),
         (fact("cpu-flags", "includes = []"), "nothing to include"),
         (fact("cpu-microcode", "floor_by_generation = { milan = 1 }"), "floors by generation of a revision"),
