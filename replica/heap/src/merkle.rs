@@ -6,6 +6,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasherDefault;
 
+use blake3::IncrementCounter;
+use blake3::platform::{Platform, words_from_le_bytes_32};
+
 use super::batch::{PAGE, Page, SpaceId};
 use super::block::Ref;
 use super::error::ReadError;
@@ -20,6 +23,8 @@ pub type Hash = [u8; 32];
 const NONE: Hash = [0; 32];
 /// Few enough that scattered pages cost little above them, many enough that dense ones do.
 const FAN: usize = 16;
+/// Bytes of a node.
+const NODE: usize = FAN * size_of::<Hash>();
 /// Levels of nodes above the pages: enough for the longest space.
 const LEVELS: usize = 9;
 
@@ -87,7 +92,7 @@ impl Merkle {
     }
 
     /// Hashes what changed since the last update, and gives the root of the snapshot. After an error the next
-    /// update looks at everything again.
+    /// update hashes everything again.
     pub fn update(&mut self, snapshot: &Snapshot) -> Result<Hash, ReadError> {
         self.update_from(snapshot, |_, _| None)
     }
@@ -100,6 +105,10 @@ impl Merkle {
         content: impl Fn(SpaceId, u64) -> Option<&'a Page>,
     ) -> Result<Hash, ReadError> {
         let since = self.epoch.take();
+        if since.is_none() {
+            // An update that failed may have hashed pages and not what lies above them.
+            self.spaces.clear();
+        }
         let known = since.and_then(|since| snapshot.changes_since(since));
         let lengths: BTreeMap<u64, u64> =
             snapshot.spaces()?.into_iter().map(|(space, pages)| (space.0, pages)).collect();
@@ -187,7 +196,7 @@ impl Space {
         hash: impl Fn(u64, &Ref, &mut Page) -> Result<blake3::Hash, ReadError>,
     ) -> Result<(), ReadError> {
         let mut block = [0; PAGE];
-        let mut above: Vec<(u64, Hash)> = Vec::new();
+        let mut groups = Vec::new();
         for near in changed.chunk_by(|(one, _), (other, _)| one / FAN as u64 == other / FAN as u64) {
             let Some(group) = near.first().map(|(page, _)| page / FAN as u64) else { continue };
             let lowest = self.lowest.entry(group).or_default();
@@ -196,42 +205,90 @@ impl Space {
                 if lowest.references[at] == *reference {
                     continue;
                 }
-                // Should hashing fail, this is not taken for hashed.
-                lowest.references[at] = Ref::NONE;
                 lowest.hashes[at] = match reference.is_none() {
                     true => NONE,
                     false => *hash(*page, reference, &mut block)?.as_bytes(),
                 };
                 lowest.references[at] = *reference;
             }
-            let hash = node_hash(&keys.levels[0], &lowest.hashes);
-            if hash == NONE {
-                self.lowest.remove(&group);
-            }
-            above.push((group, hash));
+            groups.push(group);
         }
+        let mut above = hash_nodes(&keys.levels[0], &groups, &mut self.lowest, |lowest| &lowest.hashes);
         for (nodes, key) in self.upper.iter_mut().zip(&keys.levels[1..]) {
-            let mut next = Vec::new();
+            groups.clear();
             for near in above.chunk_by(|(one, _), (other, _)| one / FAN as u64 == other / FAN as u64) {
                 let Some(group) = near.first().map(|(below, _)| below / FAN as u64) else { continue };
                 let node = nodes.entry(group).or_insert_with(|| Box::new([NONE; FAN]));
                 near.iter().for_each(|(below, hash)| node[*below as usize % FAN] = *hash);
-                let hash = node_hash(key, node);
-                if hash == NONE {
-                    nodes.remove(&group);
-                }
-                next.push((group, hash));
+                groups.push(group);
             }
-            above = next;
+            above = hash_nodes(key, &groups, nodes, |node| node);
         }
         self.root = above.first().map_or(self.root, |(_, hash)| *hash);
         Ok(())
     }
 }
 
-fn node_hash(key: &Hash, node: &Node) -> Hash {
-    if node.iter().all(|hash| *hash == NONE) {
-        return NONE;
+/// Hashes nodes of one level, several at a time; those that became all zeros are dropped.
+fn hash_nodes<T>(
+    key: &Hash,
+    groups: &[u64],
+    nodes: &mut Nodes<T>,
+    node_of: impl Fn(&T) -> &Node,
+) -> Vec<(u64, Hash)> {
+    let of: Vec<&Node> =
+        groups.iter().filter_map(|group| nodes.get(group)).map(|node| node_of(node)).collect();
+    let hashes = node_hashes(key, &of);
+    let hashes: Vec<(u64, Hash)> = groups.iter().copied().zip(hashes).collect();
+    for (group, _) in hashes.iter().filter(|(_, hash)| *hash == NONE) {
+        nodes.remove(group);
     }
-    *blake3::keyed_hash(key, node.as_flattened()).as_bytes()
+    hashes
+}
+
+/// `blake3::keyed_hash` of each node, or [`NONE`]. Called for each it would hash one block after the other: within one
+/// chunk of 1024 bytes BLAKE3 has nothing to do at the same time, but different nodes are independent.
+fn node_hashes(key: &Hash, nodes: &[&Node]) -> Vec<Hash> {
+    // The BLAKE3 paper, section 2.2.
+    let [chunk_start, chunk_end, root, keyed_hash] = [1, 1 << 1, 1 << 3, 1 << 4];
+    let inputs = nodes.iter().flat_map(|node| node.as_flattened().as_chunks::<NODE>().0);
+    let inputs: Vec<&[u8; NODE]> = inputs.collect();
+    let mut hashes = vec![NONE; inputs.len()];
+    Platform::detect().hash_many(
+        &inputs,
+        &words_from_le_bytes_32(key),
+        0,
+        IncrementCounter::No,
+        keyed_hash,
+        chunk_start,
+        chunk_end | root,
+        hashes.as_flattened_mut(),
+    );
+    for (hash, node) in hashes.iter_mut().zip(nodes) {
+        if node.iter().all(|hash| *hash == NONE) {
+            *hash = NONE;
+        }
+    }
+    hashes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_hashed_together_have_the_hashes_of_each() {
+        let key = [7; 32];
+        let nodes: Vec<Node> =
+            (0..37).map(|number: u8| std::array::from_fn(|at| [number ^ at as u8; 32])).collect();
+        for count in 0..nodes.len() {
+            let some: Vec<&Node> = nodes[..count].iter().chain([&[NONE; FAN]]).collect();
+            let hashes = node_hashes(&key, &some);
+            assert_eq!(hashes.len(), count + 1);
+            assert_eq!(hashes[count], NONE);
+            for (hash, node) in hashes.iter().zip(&nodes[..count]) {
+                assert_eq!(hash, blake3::keyed_hash(&key, node.as_flattened()).as_bytes());
+            }
+        }
+    }
 }

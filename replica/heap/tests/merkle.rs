@@ -108,3 +108,22 @@ fn pages_that_the_caller_holds_are_not_read() {
     let held = |_, number: u64| pages.get(number as usize - 3);
     assert_eq!(merkle.update_from(&snapshot, held).unwrap(), expected);
 }
+
+#[test]
+fn an_update_that_failed_leaves_nothing_half_done() {
+    let (mut heap, media) = in_memory(1 << 20, &Key::new([7; 32]));
+    write(&mut heap, 1, 3, 5);
+    write(&mut heap, 1, 100, 6);
+    let mut merkle = Merkle::new();
+    merkle.update(&heap.snapshot()).unwrap();
+    write(&mut heap, 1, 3, 7);
+    write(&mut heap, 1, 100, 8);
+    let snapshot = heap.snapshot();
+    let expected = at_once(&snapshot);
+    // The last page that was written cannot be read for a while, after the first was hashed.
+    let flip = || media.with_bytes(|bytes| bytes[16384 + (32 << 10) + 3 * PAGE] ^= 1);
+    flip();
+    merkle.update(&snapshot).unwrap_err();
+    flip();
+    assert_eq!(merkle.update(&snapshot).unwrap(), expected);
+}
