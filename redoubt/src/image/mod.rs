@@ -21,7 +21,10 @@ use image_build::{
 };
 use release::{Digest, Profile};
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Image {
@@ -209,19 +212,25 @@ fn copy_all<'a>(bundle: &Path, files: impl Iterator<Item = (String, &'a PathBuf)
 fn update_inputs(args: &UpdateInputs) -> Result<Reply, ImageError> {
     let sources = args.sources.sources();
     let changes = update::update(&args.sources.repository, &Cache::open()?, &sources, &args.keyring)?;
-    let mut text = format!("{} changed inputs", changes.len());
+    // A package may serve several roots.
+    let mut lines: BTreeMap<String, Vec<&str>> = BTreeMap::new();
     for change in &changes {
         let version = |version: &Option<String>| version.clone().unwrap_or_else(|| "-".to_owned());
-        text += &format!("\n  {:<28} {} -> {}", change.name, version(&change.before), version(&change.now));
+        let mut line = format!("{:<28} {} -> {}", change.name, version(&change.before), version(&change.now));
         if change.security_archive {
-            text += "  [security archive]";
+            line += "  [security archive]";
         }
         if let Some(urgency) = &change.urgency {
-            text += &format!("  urgency {urgency}");
+            line += &format!("  urgency {urgency}");
         }
         if !change.fixes.is_empty() {
-            text += &format!("  fixes {}", change.fixes.join(", "));
+            line += &format!("  fixes {}", change.fixes.join(", "));
         }
+        lines.entry(line).or_default().push(&change.group);
+    }
+    let mut text = format!("{} changed inputs", lines.len());
+    for (line, groups) in &lines {
+        text += &format!("\n  {line}  ({})", groups.join(", "));
     }
     Ok(Reply::good(text, json!({ "changes": changes })))
 }
