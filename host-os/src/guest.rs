@@ -248,7 +248,9 @@ impl Guest {
             Err(error) => format!("QEMU was lost ({error}"),
         };
         if killed && oom_kills() > self.oom_kills {
-            text.push_str(", out of memory: the kernel killed it; end what else runs here, or give the guest less");
+            text.push_str(
+                ", out of memory: the kernel killed it; end what else runs here, or give the guest less",
+            );
         }
         if let Some(cause) = cause {
             text.push_str(&format!(", {}", printable(cause, 200)));

@@ -16,14 +16,14 @@ const STRANGERS: u64 = 8;
 fn stranger(port: u16, seed: u64, count: u64) -> Result<()> {
     const BEGINNINGS: [&[u8]; 6] = [
         b"",
-        b"GET / HTTP/1.1\r\nHost: ",
+        b"GET / HTTP/1.1\r\nno header\r\n",
         b"GET /../../etc/passwd HTTP/1.1\r\n\r\n",
         b"POST /api/v2/canister/aaaaa-aa/call HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n",
         // A TLS record of a client's greeting, too long.
         &[0x16, 3, 1, 0xff, 0xff, 1, 0, 0xff, 0xfb, 3, 3],
         b"\xd9\xd9\xf7\xa3",
     ];
-    let mut random = (seed * 0x9e37_79b9_7f4a_7c15) | 1;
+    let mut random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     for _ in 0..count {
         let mut next = || {
             random ^= random << 13;

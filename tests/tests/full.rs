@@ -101,7 +101,7 @@ const CUTS: u32 = 20;
 fn cut_power(place: PathBuf, to: PathBuf) -> Result<u32> {
     let (disk, console) = (place.join("disk.img"), place.join("console.log"));
     let end = Instant::now() + FLASHED;
-    let (mut copies, mut random) = (0, (u64::from(std::process::id()) * 0x9e37_79b9_7f4a_7c15) | 1);
+    let (mut copies, mut random) = (0, u64::from(std::process::id()).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     while Instant::now() < end && copies < CUTS {
         let text = fs::read(&console).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
