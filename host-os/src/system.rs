@@ -25,6 +25,12 @@ pub struct SystemStatus {
     pub network: NetworkStatus,
     /// Whether its clock is right.
     pub clock: ClockStatus,
+    /// What of the machine the guest gets, in words; nothing if it takes what the kernel gives it.
+    #[serde(default)]
+    pub guest: Vec<String>,
+    /// Where the guest's NVRAM is, in words.
+    #[serde(default)]
+    pub nvram: String,
 }
 
 /// What the installer left, as PID 1 verified it.
@@ -61,7 +67,8 @@ pub(crate) fn start(shared: Shared) {
         // The status says why; a machine that is open to everybody is not connected.
         return;
     }
-    let servers = configured.as_ref().map(|network| network.time.clone()).unwrap_or_default();
+    let of_time = configured.as_ref().map(|network| (network.time.clone(), network.nts.clone()));
+    let (servers, nts) = of_time.unwrap_or_default();
     let (one, other) = (shared.clone(), shared);
     tokio::spawn(keeper::keep(configured, move |network| {
         one.update(|status| {
@@ -70,11 +77,14 @@ pub(crate) fn start(shared: Shared) {
             }
         });
     }));
-    tokio::spawn(clock::keeper::keep(servers, move |clock| {
-        other.update(|status| {
-            if let Some(system) = &mut status.system {
-                system.clock = clock;
-            }
-        });
-    }));
+    tokio::spawn(async move {
+        let tell = |clock| {
+            other.update(|status| {
+                if let Some(system) = &mut status.system {
+                    system.clock = clock;
+                }
+            });
+        };
+        clock::keeper::keep(servers, &nts, tell).await;
+    });
 }

@@ -353,6 +353,10 @@ mod tests {
             },
             "management": { "devices": ["eth2"], "ipv6": "router-advertisement" },
             "time": ["2001:db8::123", "192.0.2.123"],
+            "nts": [{
+                "address": "192.0.2.124", "port": 4461, "name": "time.example",
+                "authority": "-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
+            }],
         });
         assert!(schema.is_valid(&file));
         let network = parse(&file).unwrap().network.unwrap();
@@ -363,6 +367,8 @@ mod tests {
             ("/management/devices/0", json!("52:54:00:00:00:02")),
             ("/uplink/ipv6/static/address", json!("ff02::1")),
             ("/uplink/ipv4/address", json!("127.0.0.1")),
+            ("/nts/0/authority", json!("a file's name")),
+            ("/nts/0/name", json!("time example")),
         ] {
             let mut wrong = file.clone();
             *wrong["network"].pointer_mut(path).unwrap() = value;

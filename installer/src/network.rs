@@ -9,6 +9,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 const DEVICES: usize = 8;
 /// Most servers that are asked for the time.
 const SERVERS: usize = 16;
+/// Most of those that prove who they are: the whole configuration has little room for certificates.
+const NTS_SERVERS: usize = 8;
+/// Longest certificate, in bytes.
+const AUTHORITY: usize = 4096;
 
 /// The node's connections, by role.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,6 +26,24 @@ pub struct Network {
     /// Servers to ask for the time (NTP), by address, so that no name service is asked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub time: Vec<IpAddr>,
+    /// Servers that prove who they are (Network Time Security, RFC 8915); asked before the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nts: Vec<Nts>,
+}
+
+/// A server of time that proves who it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nts {
+    /// Where it is, so that no name service is asked.
+    pub address: IpAddr,
+    /// TCP port of its keys; 4460 if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Name in its certificate.
+    pub name: String,
+    /// Certificate (PEM) of the authority that answers for it; no other is believed.
+    pub authority: String,
 }
 
 /// One connection.
@@ -147,6 +169,21 @@ impl Network {
         if devices.len() != count {
             return wrong("a device stands twice");
         }
+        if self.nts.len() > NTS_SERVERS {
+            return wrong("at most 8 servers with NTS");
+        }
+        for Nts { name, authority, .. } in &self.nts {
+            if !(1..=253).contains(&name.len())
+                || !name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
+            {
+                return wrong(&format!("`{}` is no name of a server", name.escape_default()));
+            }
+            if authority.len() > AUTHORITY || !authority.contains("-----BEGIN CERTIFICATE-----") {
+                return wrong(&format!(
+                    "the authority of {name} is no certificate (PEM) of at most 4096 bytes"
+                ));
+            }
+        }
         if self.time.len() > SERVERS {
             return wrong("at most 16 servers of time");
         }
@@ -201,6 +238,19 @@ impl Network {
                     "type": "array", "maxItems": SERVERS,
                     "items": { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] },
                     "description": "Servers of time (NTP) by address; three or more, because most must agree",
+                },
+                "nts": {
+                    "type": "array", "maxItems": NTS_SERVERS,
+                    "items": {
+                        "type": "object", "additionalProperties": false, "required": ["address", "name", "authority"],
+                        "properties": {
+                            "address": { "type": "string", "anyOf": [{ "format": "ipv4" }, { "format": "ipv6" }] },
+                            "port": { "type": "integer", "minimum": 1, "maximum": 65535 },
+                            "name": { "type": "string", "pattern": "^[A-Za-z0-9.-]{1,253}$" },
+                            "authority": { "type": "string", "maxLength": AUTHORITY, "description": "Certificate (PEM) of the authority that answers for it" },
+                        },
+                    },
+                    "description": "Servers of time that prove who they are (NTS); asked before the others",
                 },
             },
         })

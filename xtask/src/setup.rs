@@ -36,6 +36,7 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("cpio", &["cpio"], "oracle for the initrd"),
     &need("nft", &["nftables"], "oracle for the firewall"),
     &need("ip", &["iproute2"], "makes networks for tests"),
+    &need("/usr/sbin/chronyd", &["chrony"], "oracle for authenticated time"),
     &need("disorderfs", &["disorderfs"], "shuffles files for the double build"),
     &need("fsck.erofs", &["erofs-utils"], "oracle for the host's root"),
     &need("openssl", &["openssl"], "oracle for TLS"),

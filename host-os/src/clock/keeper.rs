@@ -1,6 +1,8 @@
 //! Asks the servers from time to time, and moves the clock.
 
+use super::authenticated::{self, Server};
 use super::{Agreement, ClockStatus, Decision, Sample, agree, build_time, decide, judge, ntp};
+use installer::network::Nts;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::UdpSocket;
@@ -13,7 +15,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Between two rounds: until the first agreement, and after it.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(300));
 
-fn now() -> f64 {
+/// Seconds since 1970.
+pub(super) fn now() -> f64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs_f64()
 }
 
@@ -50,15 +53,22 @@ pub(crate) async fn round(servers: &[SocketAddr]) -> Option<Agreement> {
     agree(&samples, servers.len())
 }
 
-/// Runs for ever; `tell` hears each round.
-pub async fn keep(servers: Vec<IpAddr>, tell: impl Fn(ClockStatus)) {
+/// Runs for ever; `tell` hears each round. Servers without authentication are asked where those with it do not agree.
+pub async fn keep(servers: Vec<IpAddr>, nts: &[Nts], tell: impl Fn(ClockStatus)) {
+    let mut nts: Vec<_> = nts.iter().map(Server::new).collect();
     let servers: Vec<_> = servers.into_iter().map(|server| SocketAddr::from((server, PORT))).collect();
-    if servers.is_empty() {
+    if servers.is_empty() && nts.is_empty() {
         return tell(judge(None, None, 0));
     }
     let mut set = false;
     loop {
-        let agreement = round(&servers).await;
+        let mut asked = nts.len();
+        let mut agreement = authenticated::round(&mut nts).await;
+        let authenticated = agreement.is_some();
+        if !authenticated && !servers.is_empty() {
+            asked = servers.len();
+            agreement = round(&servers).await;
+        }
         let decision = agreement.map(|agreement| decide(&agreement, now(), build_time(), set));
         let moved = match decision {
             Some(Decision::Step(by)) => {
@@ -68,7 +78,8 @@ pub async fn keep(servers: Vec<IpAddr>, tell: impl Fn(ClockStatus)) {
             Some(Decision::Slew(by)) => crate::sys::slew_clock(by),
             _ => Ok(()),
         };
-        let mut status = judge(agreement, decision, servers.len());
+        let mut status = judge(agreement, decision, asked);
+        status.authenticated = authenticated;
         match moved {
             Ok(()) => set |= matches!(decision, Some(Decision::Step(_) | Decision::Slew(_))),
             Err(error) => status.text = format!("the clock cannot be moved: {error}"),

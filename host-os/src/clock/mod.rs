@@ -1,10 +1,13 @@
 //! The host's clock, by several servers that must agree. No I/O.
 //!
-//! Answers of NTP are not authenticated, so no server is believed alone and no majority is believed beyond bounds: whoever is on
-//! the way can move the clock by little, and not at all to before this program was built. The guest believes no time of the host.
+//! Servers with Network Time Security are asked first. Answers of plain NTP are not authenticated, so no server is believed alone
+//! and no majority is believed beyond bounds: whoever is on the way can move the clock by little, and not at all to before this
+//! program was built. The guest believes no time of the host.
 
+pub mod authenticated;
 pub mod keeper;
 pub mod ntp;
+pub mod nts;
 
 use serde::{Deserialize, Serialize};
 
@@ -105,6 +108,9 @@ pub struct ClockStatus {
     pub bound_s: Option<f64>,
     /// Servers that agree, and all that were asked.
     pub servers: (usize, usize),
+    /// Whether their answers are authenticated.
+    #[serde(default)]
+    pub authenticated: bool,
 }
 
 /// Names what was found.
@@ -139,6 +145,7 @@ pub fn judge(agreement: Option<Agreement>, decision: Option<Decision>, asked: us
         offset_s: agreement.map(|agreement| agreement.offset),
         bound_s: agreement.map(|agreement| agreement.bound),
         servers: (members, asked),
+        authenticated: false,
     }
 }
 

@@ -12,7 +12,7 @@ const ROUND: f64 = 4_294_967_296.0;
 /// An answer that is worth nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the answer is of no use: {0}")]
-pub struct Useless(&'static str);
+pub struct Useless(pub(super) &'static str);
 
 /// The question. It says nothing of this machine but that it asks: the time in it is the random number that the answer must
 /// repeat (draft-ietf-ntp-data-minimization).

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 fn network(ipv6: Ipv6) -> Network {
     let uplink = Link { devices: vec!["eth0".into()], bond: None, vlan: None, ipv6, ipv4: None };
-    Network { uplink, management: None, time: Vec::new() }
+    Network { uplink, management: None, time: Vec::new(), nts: Vec::new() }
 }
 
 fn fixed() -> Network {

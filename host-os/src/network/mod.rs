@@ -193,7 +193,7 @@ pub fn automatic(found: &[Found]) -> Result<Network, NetworkError> {
     let first = cards.clone().find(|card| card.carrier).or(cards.next()).ok_or(NetworkError::NoCard)?;
     let devices = vec![first.name.clone()];
     let uplink = Link { devices, bond: None, vlan: None, ipv6: Ipv6::RouterAdvertisement, ipv4: None };
-    Ok(Network { uplink, management: None, time: Vec::new() })
+    Ok(Network { uplink, management: None, time: Vec::new(), nts: Vec::new() })
 }
 
 fn card<'a>(role: &'static str, device: &str, found: &'a [Found]) -> Result<&'a Found, NetworkError> {

@@ -130,7 +130,12 @@ fn link(devices: Vec<&'static str>) -> impl Strategy<Value = Link> {
 fn network() -> impl Strategy<Value = Network> {
     let uplink = prop_oneof![link(vec!["02:00:00:00:00:01"]), link(vec!["eth1", "02:00:00:00:00:02"])];
     let management = proptest::option::of(link(vec!["eth3"]));
-    (uplink, management).prop_map(|(uplink, management)| Network { uplink, management, time: Vec::new() })
+    (uplink, management).prop_map(|(uplink, management)| Network {
+        uplink,
+        management,
+        time: Vec::new(),
+        nts: Vec::new(),
+    })
 }
 
 proptest! {
