@@ -14,11 +14,11 @@ const NAME: &str = "nvram::kernel_tests::a_blank_module_becomes_nvram_and_stays_
 /// The kernel of a unified image: its section `.linux`.
 fn kernel(image: &Path, to: &Path) {
     let section = format!(".linux={}", to.display());
-    let done = Command::new("objcopy")
-        .args(["-O", "binary", "--dump-section", &section])
-        .arg(image)
-        .arg("/dev/null");
-    assert!(done.output().unwrap().status.success());
+    // It writes a copy of the image too.
+    let copy = to.with_extension("copy");
+    let dumped =
+        Command::new("objcopy").args(["--dump-section", &section]).arg(image).arg(copy).output().unwrap();
+    assert!(dumped.status.success(), "{}", String::from_utf8_lossy(&dumped.stderr));
 }
 
 /// An archive as the kernel unpacks it (cpio, "newc"): files by name, folders before what is in them.
@@ -74,7 +74,8 @@ fn inside() {
     assert_eq!(provide(&node, &lock, 1 << 20, true).unwrap(), nvram);
     crate::sys::zero_mapped(&file, nvram.bytes).unwrap();
     println!("DONE");
-    nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF).unwrap();
+    let Err(error) = nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_POWER_OFF);
+    panic!("{error}");
 }
 
 #[test]
