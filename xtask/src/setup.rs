@@ -42,7 +42,6 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("openssl", &["openssl"], "oracle for TLS"),
     &need("fsck.fat", &["dosfstools"], "oracle for the boot partition"),
     &need("promtool", &["prometheus"], "oracle for the metrics"),
-    &need("zbarimg", &["zbar-tools"], "reads the code on the screen"),
     &need("softhsm2-util", &["softhsm2"], "a token that keeps release keys"),
     &need("mcopy", &["mtools"], "oracle for the boot partition"),
     &need("sbverify", &["sbsigntool"], "oracle for Secure Boot signatures"),
