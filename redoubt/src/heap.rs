@@ -89,15 +89,18 @@ pub(crate) fn run(command: &HeapCommand) -> Result<Reply, Failure> {
     }
 }
 
-impl KeyArgs {
+/// The tool looks for a heap's key among so many that a node's secret gives.
+const KEYS: u64 = 1000;
+
+impl Source {
     fn key(&self) -> Result<Option<Key>, Failure> {
-        if let Some(path) = &self.key_file {
+        if let Some(path) = &self.key.key_file {
             return Ok(Some(Key::new(*read_key(path)?)));
         }
-        if let Some(path) = &self.secret_file {
-            return Ok(Some(Key::new(*heap_key(&*read_key(path)?)?)));
+        if let Some(path) = &self.key.secret_file {
+            return node_key(&*read_key(path)?, &medium(&self.medium)?).map(Some);
         }
-        Ok(self.plain.then(Key::plain))
+        Ok(self.key.plain.then(Key::plain))
     }
 
     fn needed(&self) -> Result<Key, Failure> {
@@ -105,6 +108,19 @@ impl KeyArgs {
             || Failure::usage("no-key", "give --secret-file, --key-file, or --plain if it has no key");
         self.key()?.ok_or_else(missing)
     }
+}
+
+/// The highest of a node's keys that the medium names, or its first one.
+fn node_key(secret: &[u8; 32], media: &dyn Media) -> Result<Key, Failure> {
+    let copies = heap::inspect(media, None).map_err(|error| Failure::of("medium-failed", &error))?;
+    let named: Vec<_> = copies.iter().filter_map(|copy| copy.says.as_ref()).map(|says| says.key).collect();
+    for number in (1..KEYS).rev() {
+        let key = Key::new(*heap_key(secret, number)?);
+        if named.contains(&key.id()) {
+            return Ok(key);
+        }
+    }
+    Ok(Key::new(*heap_key(secret, 0)?))
 }
 
 fn read_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, Failure> {
@@ -120,12 +136,13 @@ fn read_key(path: &Path) -> Result<Zeroizing<[u8; 32]>, Failure> {
     }
 }
 
-/// The key of a node's heap, as the replica derives it from the node's secret.
-fn heap_key(secret: &[u8; 32]) -> Result<Zeroizing<[u8; 32]>, Failure> {
+/// A key of a node's heap by its number, as the replica derives it from the node's secret.
+fn heap_key(secret: &[u8; 32], number: u64) -> Result<Zeroizing<[u8; 32]>, Failure> {
+    let which = if number == 0 { String::new() } else { format!(" {number}") };
     let mut key = Zeroizing::new([0; 32]);
     Salt::new(HKDF_SHA256, b"redoubt-replica-keys-1")
         .extract(secret)
-        .expand(&[b"heap"], HKDF_SHA256)
+        .expand(&[b"heap", which.as_bytes()], HKDF_SHA256)
         .and_then(|output| output.fill(key.as_mut_slice()))
         .map_err(|_| {
             Failure::new("no-key", "the heap's key cannot be derived; the cryptographic library is broken")
@@ -144,7 +161,7 @@ fn open(source: &Source, key: &Key, options: &OpenOptions) -> Result<(Heap, Reco
 
 fn inspect(args: &Inspect) -> Result<Reply, Failure> {
     let source = &args.source;
-    let key = source.key.key()?;
+    let key = source.key()?;
     let media = medium(&source.medium)?;
     let copies = heap::inspect(&media, key.as_ref()).map_err(|error| Failure::of("medium-failed", &error))?;
     let mut text = format!("{}: {} bytes", source.medium.display(), media.len());
@@ -204,7 +221,7 @@ fn inspect(args: &Inspect) -> Result<Reply, Failure> {
 }
 
 fn verify(args: &Verify) -> Result<Reply, Failure> {
-    let key = args.source.key.needed()?;
+    let key = args.source.needed()?;
     let media = args.media.as_deref().map(|name| {
         let bytes = hex::decode(name).ok().and_then(|bytes| bytes.try_into().ok());
         let wrong =
@@ -250,7 +267,7 @@ fn verify(args: &Verify) -> Result<Reply, Failure> {
 }
 
 fn export(args: &Export) -> Result<Reply, Failure> {
-    let key = args.source.key.needed()?;
+    let key = args.source.needed()?;
     let failed =
         |error: io::Error| Failure::usage("cannot-write", format!("{}: {error}", args.out.display()));
     let options = OpenOptions { salvage: true, ..OpenOptions::default() };
@@ -358,7 +375,7 @@ mod tests {
         let path = directory.path().join("nvram");
         let secret = directory.path().join("secret");
         fs::write(&secret, SECRET).unwrap();
-        let key = Key::new(*heap_key(&SECRET).unwrap());
+        let key = Key::new(*heap_key(&SECRET, 0).unwrap());
         let media = Box::new(FileMedia::open_or_create(&path, 2 << 20).unwrap());
         let options = OpenOptions { create: true, ..OpenOptions::default() };
         let (mut heap, _) = Heap::open(media, &key, &options).unwrap();
@@ -444,6 +461,17 @@ mod tests {
     }
 
     #[test]
+    fn a_heap_under_a_later_key_of_the_node_is_read() {
+        let made = made(false);
+        let key = made.source.needed().unwrap();
+        let media = Box::new(FileMedia::open(&made.source.medium).unwrap());
+        let (mut heap, _) = Heap::open(media, &key, &OpenOptions::default()).unwrap();
+        heap.rekey(&Key::new(*heap_key(&SECRET, 3).unwrap())).unwrap();
+        drop(heap);
+        assert!(made.verify(None).unwrap().good);
+    }
+
+    #[test]
     fn a_damaged_page_is_named_and_the_rest_is_exported() {
         let made = made(true);
         // Slots begin behind the log; the first holds the first page of space 1.
@@ -460,10 +488,9 @@ mod tests {
     #[test]
     fn the_key_is_the_replicas() {
         // The same value stands in the replica's test of its keys.
-        assert_eq!(
-            Key::new(*heap_key(&[1; 32]).unwrap()).id().to_string(),
-            "782ceac38f8347fe67d3c2987bdf209e"
-        );
+        let name = |number| Key::new(*heap_key(&[1; 32], number).unwrap()).id().to_string();
+        assert_eq!(name(0), "782ceac38f8347fe67d3c2987bdf209e");
+        assert_eq!(name(1), "16b2ee60eaa00fd7d0ccaa7760d73877");
         assert_eq!(ranges(&[1, 3, 4, 5, 9]), ["1", "3-5", "9"]);
     }
 }

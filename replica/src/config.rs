@@ -51,6 +51,13 @@ pub struct HeapConfig {
     /// Begin with an empty heap if the medium is blank.
     #[serde(default = "yes")]
     pub create: bool,
+    /// Number of the key that seals the heap; all of them come from the secret. When the program is told to read this
+    /// file again (SIGHUP), the heap goes on under the key of this number.
+    #[serde(default)]
+    pub key: u64,
+    /// Key that the heap may still be under at a start. Whoever knows that one can forge a medium as long as this stands
+    /// here.
+    pub former_key: Option<u64>,
 }
 
 /// Kinds of media.

@@ -57,8 +57,25 @@ pub enum Submitted {
     Rejected(Reject),
 }
 
-/// An update call, and who waits to hear what became of it.
-struct Command(Authenticated<Call>, oneshot::Sender<Result<Submitted, Unavailable>>);
+/// What the engine's thread is to do, and who waits to hear what became of it.
+enum Command {
+    Call(Authenticated<Call>, oneshot::Sender<Result<Submitted, Unavailable>>),
+    Rekey(heap::Key, oneshot::Sender<Result<(), heap::CommitError>>),
+}
+
+/// The heap could not be put under another key.
+#[derive(Debug, thiserror::Error)]
+pub enum RekeyError {
+    /// Nobody did.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The heap could not.
+    #[error(
+        "the heap could not be put under another key; it may be under either of both: start the replica with heap.key \
+         and heap.former_key"
+    )]
+    Heap(#[from] heap::CommitError),
+}
 
 /// A query, and who waits for the answer.
 struct Question(Authenticated<Query>, oneshot::Sender<QueryReply>);
@@ -131,8 +148,15 @@ impl Executor {
     /// Hands in an update call.
     pub async fn call(&self, call: Authenticated<Call>) -> Result<Submitted, Unavailable> {
         let (answer, answered) = oneshot::channel();
-        self.commands.try_send(Command(call, answer)).map_err(unavailable)?;
+        self.commands.try_send(Command::Call(call, answer)).map_err(unavailable)?;
         answered.await.unwrap_or(Err(Unavailable::Stopped))
+    }
+
+    /// Puts the heap under another key, between two messages.
+    pub async fn rekey(&self, key: heap::Key) -> Result<(), RekeyError> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.try_send(Command::Rekey(key, answer)).map_err(unavailable)?;
+        Ok(answered.await.map_err(|_| Unavailable::Stopped)??)
     }
 
     /// Asks a query.
@@ -222,8 +246,11 @@ impl Worker {
             self.pulse.busy();
             let more: Vec<_> = self.commands.try_iter().take(BATCH).collect();
             let mut submitted = Vec::new();
-            for Command(call, answer) in first.into_iter().chain(more) {
-                submitted.push((answer, self.submit(call)));
+            for command in first.into_iter().chain(more) {
+                match command {
+                    Command::Call(call, answer) => submitted.push((answer, self.submit(call))),
+                    Command::Rekey(key, answer) => drop(answer.send(self.engine.rekey(&key))),
+                }
             }
             // Who is told that a message is accepted finds it in the state tree.
             if !submitted.is_empty() {

@@ -47,18 +47,25 @@ impl NodeSecret {
 
     /// 32 bytes for one purpose: HKDF-SHA256 with a fixed salt, the purpose as info.
     fn derive(&self, purpose: &'static str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+        self.derive_one_of(purpose, "")
+    }
+
+    /// The same with something behind the purpose.
+    fn derive_one_of(&self, purpose: &'static str, which: &str) -> Result<Zeroizing<[u8; 32]>, KeyError> {
         let mut key = Zeroizing::new([0; 32]);
         hkdf::Salt::new(hkdf::HKDF_SHA256, b"redoubt-replica-keys-1")
             .extract(&self.0)
-            .expand(&[purpose.as_bytes()], hkdf::HKDF_SHA256)
+            .expand(&[purpose.as_bytes(), which.as_bytes()], hkdf::HKDF_SHA256)
             .and_then(|output| output.fill(&mut *key))
             .map_err(|_| KeyError::Derivation(purpose))?;
         Ok(key)
     }
 
-    /// Key that seals the persistent heap.
-    pub fn heap_key(&self) -> Result<Zeroizing<[u8; 32]>, KeyError> {
-        self.derive("heap")
+    /// Keys that seal the persistent heap, one after the other, by number: 0 has the purpose `heap`, others `heap 1`
+    /// and so on.
+    pub fn heap_key(&self, number: u64) -> Result<Zeroizing<[u8; 32]>, KeyError> {
+        let which = if number == 0 { String::new() } else { format!(" {number}") };
+        self.derive_one_of("heap", &which)
     }
 
     /// Key that signs certificates.
@@ -136,10 +143,11 @@ mod tests {
         let secret = |byte| NodeSecret::take(&mut [byte; 32]).unwrap();
         let (one, two) = (secret(1), secret(2));
         // `redoubt heap` derives the same key, and has the same value in its test.
-        let name = heap::Key::new(*one.heap_key().unwrap()).id().to_string();
-        assert_eq!(name, "782ceac38f8347fe67d3c2987bdf209e");
-        assert_eq!(*one.heap_key().unwrap(), *secret(1).heap_key().unwrap());
-        assert_ne!(*one.heap_key().unwrap(), *two.heap_key().unwrap());
+        let name = |number| heap::Key::new(*one.heap_key(number).unwrap()).id().to_string();
+        assert_eq!(name(0), "782ceac38f8347fe67d3c2987bdf209e");
+        assert_eq!(name(1), "16b2ee60eaa00fd7d0ccaa7760d73877");
+        assert_eq!(*one.heap_key(1).unwrap(), *secret(1).heap_key(1).unwrap());
+        assert_ne!(*one.heap_key(0).unwrap(), *two.heap_key(0).unwrap());
         assert_ne!(one.subnet_key().unwrap().subnet_id(), two.subnet_key().unwrap().subnet_id());
         assert_ne!(one.node_key().unwrap().node_id(), two.node_key().unwrap().node_id());
     }

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use replica::config::{Config, LogFormat};
-use replica::node::Node;
-use tokio::signal::unix::{SignalKind, signal};
+use replica::node::{Node, Rotation};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 // Whoever builds this together with the crash simulator would get its seeded faults into the product.
 #[cfg(not(debug_assertions))]
@@ -17,7 +17,8 @@ const _: () = assert!(!heap::mutants::BUILT_IN, "build the replica without the f
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes:\n  0  stopped as asked (SIGTERM, SIGINT)\n  1  execution could not go on: \
+    after_help = "SIGHUP: reads the configuration again and puts the heap under the key that heap.key says, without a \
+    pause; other changes wait for the next start.\n\nExit codes:\n  0  stopped as asked (SIGTERM, SIGINT)\n  1  execution could not go on: \
     check the heap's medium and the log\n  2  wrong arguments\n  3  the configuration cannot be used\n  4  a part \
     could not be opened: secret, heap, canisters, TLS or the socket"
 )]
@@ -42,19 +43,19 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return failed(&error, NOT_OPENED),
     };
-    let code = runtime.block_on(run(config));
+    let code = runtime.block_on(run(config, arguments.config));
     // An executor in the middle of a message does not hold up the end.
     runtime.shutdown_background();
     code
 }
 
-async fn run(config: Config) -> ExitCode {
+async fn run(config: Config, path: PathBuf) -> ExitCode {
     // Before anything is served, so that a signal is never missed.
-    let (mut terminate, mut interrupt) =
-        match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-            (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-            (Err(error), _) | (_, Err(error)) => return failed(&error, NOT_OPENED),
-        };
+    let signals = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()].map(signal);
+    let (mut terminate, mut interrupt, hangup) = match signals {
+        [Ok(terminate), Ok(interrupt), Ok(hangup)] => (terminate, interrupt, hangup),
+        [Err(error), ..] | [_, Err(error), _] | [.., Err(error)] => return failed(&error, NOT_OPENED),
+    };
     let node = match Node::start(config, replica::clock::system()).await {
         Ok(node) => node,
         Err(error) => return failed(&error, NOT_OPENED),
@@ -65,9 +66,29 @@ async fn run(config: Config) -> ExitCode {
             _ = interrupt.recv() => {}
         }
     };
+    tokio::spawn(follow(hangup, path, node.rotation()));
     match node.serve(stop).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => failed(&error, ENDED),
+    }
+}
+
+/// Reads the configuration again whenever it is asked to, and has the heap go on under the key that it names.
+async fn follow(mut hangup: Signal, path: PathBuf, mut rotation: Rotation) {
+    while hangup.recv().await.is_some() {
+        let config = match Config::read(&path) {
+            Ok(config) => config,
+            Err(error) => {
+                tracing::error!("the heap stays under its key: {error}");
+                continue;
+            }
+        };
+        let key = config.heap.key;
+        match rotation.rotate(key).await {
+            Ok(true) => tracing::info!(key, "the heap goes on under another key"),
+            Ok(false) => tracing::info!(key, "the heap's key is the same"),
+            Err(error) => tracing::error!("the heap stays under its key: {error}"),
+        }
     }
 }
 

@@ -20,7 +20,7 @@ use crate::certified_state::CertifiedState;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, HeapConfig, HeapKind, Source};
 use crate::evidence::Provider;
-use crate::executor::{Executor, SpawnError};
+use crate::executor::{Executor, RekeyError, SpawnError};
 use crate::http::{self, App};
 use crate::keys::{KeyError, NodeSecret};
 use crate::metrics::Metrics;
@@ -141,6 +141,39 @@ pub struct Node {
     thread: JoinHandle<Result<(), RunError>>,
     pulse: Arc<Pulse>,
     ready: Option<File>,
+    secret: Arc<NodeSecret>,
+    /// Number of the heap's key.
+    key: u64,
+}
+
+/// Puts the heap of a node that serves under another key.
+pub struct Rotation {
+    executor: Executor,
+    secret: Arc<NodeSecret>,
+    number: u64,
+}
+
+/// Why the heap stays under its key.
+#[derive(Debug, thiserror::Error)]
+pub enum RotateError {
+    /// Keys.
+    #[error(transparent)]
+    Keys(#[from] KeyError),
+    /// The heap, or whoever owns it.
+    #[error(transparent)]
+    Rekey(#[from] RekeyError),
+}
+
+impl Rotation {
+    /// Has the heap go on under the key of this number; whether it was under another.
+    pub async fn rotate(&mut self, number: u64) -> Result<bool, RotateError> {
+        if number == self.number {
+            return Ok(false);
+        }
+        self.executor.rekey(Key::new(*self.secret.heap_key(number)?)).await?;
+        self.number = number;
+        Ok(true)
+    }
 }
 
 impl Node {
@@ -148,7 +181,7 @@ impl Node {
     pub async fn start(config: Config, clock: Clock) -> Result<Self, StartError> {
         // Inherited descriptors first, before anything else is opened under their numbers.
         let ready = config.ready_fd.map(|fd| inherited("ready_fd", fd)).transpose()?;
-        let secret = NodeSecret::take(&mut *read_secret(&config)?)?;
+        let secret = Arc::new(NodeSecret::take(&mut *read_secret(&config)?)?);
         let media = open_media(&config.heap)?;
 
         let (subnet_key, node_key) = (secret.subnet_key()?, secret.node_key()?);
@@ -156,8 +189,10 @@ impl Node {
         let root_key_der = subnet_key.public_key_der();
 
         let kind = (config.heap.kind == HeapKind::Dax).then_some(MediaKind::Dax);
-        let options = HeapOptions { create: config.heap.create, kind, ..HeapOptions::default() };
-        let (heap, recovery) = Heap::open(media, &Key::new(*secret.heap_key()?), &options)?;
+        let key = |number| secret.heap_key(number).map(|key| Key::new(*key));
+        let former = config.heap.former_key.map(key).transpose()?;
+        let options = HeapOptions { create: config.heap.create, kind, former, ..HeapOptions::default() };
+        let (heap, recovery) = Heap::open(media, &key(config.heap.key)?, &options)?;
         let medium = heap.status().kind;
         if medium == MediaKind::SharedMemory {
             tracing::warn!(
@@ -170,6 +205,7 @@ impl Node {
             created = recovery.created,
             replayed = recovery.replayed,
             torn_tail = recovery.torn_tail,
+            rekeyed = recovery.rekeyed,
             "heap open; whether its medium was put back to an earlier state as a whole cannot be seen from here"
         );
         let engine = Engine::open(
@@ -226,7 +262,8 @@ impl Node {
             bodies: Semaphore::new(config.limits.bodies),
             call_wait: Duration::from_secs(config.limits.call_wait_s),
         });
-        Ok(Self { server, tls, renewal, app, executor, thread, pulse, ready })
+        let key = config.heap.key;
+        Ok(Self { server, tls, renewal, app, executor, thread, pulse, ready, secret, key })
     }
 
     /// Where it listens.
@@ -234,9 +271,15 @@ impl Node {
         self.server.address()
     }
 
+    /// For putting the heap under other keys while the node serves; one is enough.
+    pub fn rotation(&self) -> Rotation {
+        let Self { executor, secret, key, .. } = self;
+        Rotation { executor: executor.clone(), secret: secret.clone(), number: *key }
+    }
+
     /// Serves until `stop` comes or execution cannot go on.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), EndError> {
-        let Self { server, tls, renewal, app, executor, thread, pulse, ready } = self;
+        let Self { server, tls, renewal, app, executor, thread, pulse, ready, .. } = self;
         tracing::info!(subnet = %app.subnet_id, node = %app.node_id, address = ?server.address().ok(), "ready");
         if let Some(ready) = ready
             && let Err(error) = pulse.announce(ready)

@@ -78,3 +78,51 @@ fn secret_and_signs_of_life_go_through_inherited_pipes() {
     assert!(log.lines().all(|line| line.starts_with('{')), "{log}");
     assert!(!log.contains(&"51".repeat(8)) && !log.contains("QQQQ"), "the log shows the secret");
 }
+
+#[test]
+fn the_heap_goes_on_under_another_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let config = directory.path().join("replica.toml");
+    let configure = |more: &str| {
+        let text = GOOD.replace("DIR", directory.path().to_str().unwrap());
+        std::fs::write(&config, format!("{text}{more}\n")).unwrap();
+    };
+    let start = || {
+        let mut child = replica(&config).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+        (child, lines)
+    };
+    let say = |child: &std::process::Child, signal| kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+
+    configure("");
+    let (mut child, mut log) = start();
+    assert!(log.any(|line| line.contains(" ready ") || line.contains("ready subnet")));
+    configure("key = ");
+    say(&child, Signal::SIGHUP);
+    assert!(
+        log.any(|line| line.contains("stays under its key")),
+        "a configuration that is none changes nothing"
+    );
+    configure("key = 1");
+    say(&child, Signal::SIGHUP);
+    assert!(log.any(|line| line.contains("goes on under another key") && line.contains("key=1")));
+    say(&child, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+
+    // The former key opens it no more, unless it is named as such.
+    configure("key = 0");
+    let (child, _) = start();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(4));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("because: "));
+    configure("key = 2\nformer_key = 1");
+    let (mut child, mut log) = start();
+    assert!(log.any(|line| line.contains("heap open") && line.contains("rekeyed=true")));
+    say(&child, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    configure("key = 2");
+    let (mut child, mut log) = start();
+    assert!(log.any(|line| line.contains("heap open") && line.contains("rekeyed=false")));
+    say(&child, Signal::SIGTERM);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}

@@ -506,6 +506,11 @@ impl Engine {
         }
     }
 
+    /// Puts the heap under another key, while everything goes on.
+    pub fn rekey(&mut self, key: &heap::Key) -> Result<(), CommitError> {
+        self.heap.rekey(key)
+    }
+
     /// Figures about the heap.
     pub fn heap_status(&self) -> Status {
         self.heap.status()
