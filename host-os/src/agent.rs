@@ -3,8 +3,10 @@
 //! One task owns the machine, the guest and the status; everything else sends it messages. It runs on the main
 //! thread (a current-thread runtime), which is also what [`crate::sys`] needs.
 
+mod candidate;
+
 use crate::attest::{Expectations, Pin, chain, fetch_and_verify};
-use crate::check::{CheckError, Checked, Options, check};
+use crate::check::{CheckError, Checked, Options, check_machine};
 use crate::confine::{
     Level, Plan, THREADS,
     cgroup::{self, Limits},
@@ -14,18 +16,22 @@ use crate::decommission::{self, DecommissionError, Ordered, Signed};
 use crate::guest::{Guest, Report, Reporter, Reports, SpawnError, Welcome, channels};
 use crate::http::{Shared, router};
 use crate::installation;
-use crate::launch::{GUEST_PORT, Launch};
+use crate::launch::{GUEST_PORT, Launch, Serving};
 use crate::machine::{Effect, Event, Machine, State, Time};
 use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
 use crate::operator::carry::{Command, Orders};
 use crate::operator::identity::{Identity, IdentityError};
 use crate::operator::{self, Interface};
+use crate::placement::Placement;
 use crate::qmp::Notice;
 use crate::samples::{self, CpuTime, Sample};
 use crate::screen::terminal as screen;
 use crate::status::{AttestedStatus, OperatorStatus, ReasonStatus, ReleaseStatus, Status};
+use crate::upgrade::driver::{self as upgrade, Begin, Driver};
+use crate::upgrade::hand_over::Heard;
+use crate::upgrade::{Store, UpgradeError};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
@@ -42,6 +48,9 @@ pub enum AgentError {
     /// The node directory cannot be used.
     #[error(transparent)]
     NodeDir(#[from] NodeDirError),
+    /// Neither the committed release nor one that is tried can be started.
+    #[error(transparent)]
+    Upgrade(#[from] UpgradeError),
     /// A port is taken.
     #[error("cannot listen on {address}: {source}; choose another port with --{option}")]
     Port {
@@ -76,10 +85,11 @@ pub enum AgentError {
 
 impl AgentError {
     /// A short fixed name, for scripts and tests.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> &str {
         match self {
             Self::Check(error) => error.code(),
             Self::NodeDir(error) => error.code(),
+            Self::Upgrade(error) => error.code(),
             Self::Port { .. } => "port-taken",
             Self::HostKey(_) => "host-key-unusable",
             Self::Decommissioned => "node-decommissioned",
@@ -137,6 +147,7 @@ pub async fn run(
         crate::system::start(shared.clone());
     }
     let (commands, received) = mpsc::channel(4);
+    let (upgrades, upgrades_received) = mpsc::channel(4);
     if decommission::read(&node).is_some() {
         tracing::warn!("this node is to be decommissioned: no guest is started");
         shared.update(|status| status.step = "erasing keys".into());
@@ -177,7 +188,10 @@ pub async fn run(
         cause: None,
         attestation: None,
         commands: received,
+        upgrades: upgrades_received,
         ending: None,
+        switching: None,
+        giving: None,
     };
 
     // Hashing and probing block, so they run on a thread of their own; a stop request does not wait for them.
@@ -187,18 +201,43 @@ pub async fn run(
         shared.update(|status| status.step = step.to_owned());
     };
     let checked = {
-        let (options, node) = (options.clone(), node.clone());
-        tokio::task::spawn_blocking(move || check(&options, &node, &lock, &progress))
+        let (mut options, node, lock) = (options.clone(), node.clone(), lock.clone());
+        tokio::task::spawn_blocking(move || {
+            let hardware = check_machine(&options, &node, &progress)?;
+            crate::placement::machine::divide(&mut options)?;
+            let begin = upgrade::begin(&options, &node, &lock, &progress)?;
+            Ok::<_, AgentError>((hardware, options, begin))
+        })
     };
-    let checked = tokio::select! {
+    let (hardware, options, Begin { sequence, part, checked }) = tokio::select! {
         checked = checked => match checked {
             Ok(result) => result?,
             Err(error) => return Err(CheckError::Interrupted(error.to_string()).into()),
         },
         _ = stops.recv() => return Ok(()),
     };
+    agent.shared.update(|status| {
+        status.hardware = Some((&hardware).into());
+        status.memory_mib = options.memory_mib;
+        if let Some(system) = &mut status.system {
+            system.guest = options.placement.as_ref().map(Placement::words).unwrap_or_default();
+            system.nvram = checked.nvram.as_ref().map(|nvram| nvram.text.clone()).unwrap_or_default();
+        }
+    });
     agent.checked(&checked, record);
     node.write_record(record)?;
+    let driver = Driver {
+        store: Store::of(&node),
+        options: options.clone(),
+        node: node.clone(),
+        lock,
+        shared: agent.shared.clone(),
+        agent: upgrades,
+        sequence,
+        part,
+        running: checked.target.slot,
+    };
+    tokio::spawn(driver.run());
     // Only a machine has a TPM of its own.
     if options.power.is_some() {
         let (shared, host) = (agent.shared.clone(), checked.release.manifest().manifest().host.clone());
@@ -208,7 +247,7 @@ pub async fn run(
             shared.update(|status| status.measured_boot = Some(found));
         });
     }
-    agent.watch(&options, &node, &checked, &mut stops, inbox).await;
+    agent.watch(&options, &node, checked, record, &mut stops, inbox).await;
     let Some((operator, answer)) = agent.ending.take() else { return Ok(()) };
     let ended = end_node(&options, &node, &operator).await;
     let said = match &ended {
@@ -311,6 +350,7 @@ fn first_status(ports: Ports, memory_mib: u32) -> Status {
         confinement: Vec::new(),
         system: None,
         measured_boot: None,
+        upgrade: crate::upgrade::UpgradeStatus::default(),
         operator: None,
         hardware: None,
         sample: Sample::default(),
@@ -334,6 +374,12 @@ struct Agent {
     attestation: Option<AbortHandle>,
     /// What operators order.
     commands: mpsc::Receiver<Command>,
+    /// What upgrades ask for.
+    upgrades: mpsc::Receiver<upgrade::Command>,
+    /// What is launched next, and who waits for it.
+    switching: Option<(Box<Checked>, oneshot::Sender<()>)>,
+    /// Where the running guest's part in a hand-over goes.
+    giving: Option<mpsc::Sender<Heard>>,
     /// The order to end the node: by whom, and where the answer goes.
     ending: Option<(String, oneshot::Sender<Result<Signed, String>>)>,
 }
@@ -365,7 +411,6 @@ impl Agent {
         record.measurement = release.measurement.clone();
         self.shared.update(|status| {
             status.release = Some(release);
-            status.hardware = Some((&checked.hardware).into());
             if let Some((accel, reason)) = checked.platform.accel() {
                 tracing::info!(%accel, reason, "how the guest is executed");
                 status.accel = Some(accel);
@@ -379,7 +424,8 @@ impl Agent {
         &mut self,
         options: &Options,
         node: &NodeDir,
-        checked: &Checked,
+        mut checked: Checked,
+        record: &mut AgentRecord,
         stops: &mut mpsc::Receiver<()>,
         mut inbox: mpsc::Receiver<(u64, Report)>,
     ) {
@@ -389,26 +435,37 @@ impl Agent {
             let effect = self.machine.step(event, self.now());
             self.entered(before, &checked.expectations);
             event = match effect {
-                Some(Effect::Launch) => match self.launch(options, node, checked) {
-                    Ok(()) => Event::Launched,
-                    Err(error) => Event::LaunchFailed(chain(&error)),
-                },
+                Some(Effect::Launch) => {
+                    if let Some((next, answer)) = self.switching.take() {
+                        checked = *next;
+                        self.checked(&checked, record);
+                        if let Err(error) = node.write_record(record) {
+                            tracing::error!("{}", chain(&error));
+                        }
+                        // Who asked may be gone; this is what runs all the same.
+                        let _ = answer.send(());
+                    }
+                    match self.launch(options, node, &checked) {
+                        Ok(()) => Event::Launched,
+                        Err(error) => Event::LaunchFailed(chain(&error)),
+                    }
+                }
                 Some(Effect::PowerOff) => {
                     tracing::info!("asking the guest to power off");
                     if let Some(guest) = &self.guest {
                         guest.power_off();
                     }
-                    self.next(stops, &mut inbox).await
+                    self.next(options, node, stops, &mut inbox).await
                 }
                 Some(Effect::Kill) => {
                     tracing::warn!("killing QEMU");
                     if let Some(guest) = &mut self.guest {
                         guest.kill();
                     }
-                    self.next(stops, &mut inbox).await
+                    self.next(options, node, stops, &mut inbox).await
                 }
                 None if self.machine.state() == State::Stopped => return,
-                None => self.next(stops, &mut inbox).await,
+                None => self.next(options, node, stops, &mut inbox).await,
             };
         }
     }
@@ -416,6 +473,8 @@ impl Agent {
     /// Waits for the next event.
     async fn next(
         &mut self,
+        options: &Options,
+        node: &NodeDir,
         stops: &mut mpsc::Receiver<()>,
         inbox: &mut mpsc::Receiver<(u64, Report)>,
     ) -> Event {
@@ -443,7 +502,17 @@ impl Agent {
                         return Event::StopRequested;
                     }
                 },
+                Some(command) = self.upgrades.recv() => match command {
+                    upgrade::Command::HandOver { checked, documents, answer } => {
+                        self.hand_over(options, node, &checked, documents, answer);
+                    }
+                    upgrade::Command::Switch { checked, answer } => {
+                        self.switching = Some((checked, answer));
+                        return Event::RestartRequested;
+                    }
+                },
                 status = ended => {
+                    self.giving = None;
                     let cause = self.cause.take();
                     self.pin.send_replace(None);
                     self.shared.update(|status| {
@@ -487,6 +556,13 @@ impl Agent {
             Report::Stopping(reason) => {
                 tracing::info!(reason, "the guest is stopping");
                 self.cause = Some(format!("the guest said: {reason}"));
+                None
+            }
+            Report::HandOver(heard) => {
+                // Nobody listens to a guest that begins one by itself, and one that says too much is not waited for.
+                if let Some(giving) = &self.giving {
+                    let _ = giving.try_send(heard);
+                }
                 None
             }
             Report::PortClosed(reason) => Some(Event::PortClosed(reason)),
@@ -558,14 +634,18 @@ impl Agent {
             platform: connected.platform,
             measured: checked.release.measured().clone(),
             memory_mib: options.memory_mib,
-            nvram: checked.nvram.clone(),
-            nvram_bytes: options.nvram_bytes,
             disk: checked.disk.clone(),
-            https_port: self.guest_address.port(),
+            serving: checked.nvram.clone().map(|nvram| Serving {
+                nvram,
+                placement: options.placement.clone(),
+                https_port: self.guest_address.port(),
+            }),
             channels,
         };
         let qemu = find_program(&options.qemu);
         let plan = self.confine(options, &qemu, &launch);
+        let root = nix::unistd::Uid::effective().is_root();
+        self.shared.update(|status| status.confinement = plan.measures(launcher::landlock(), root));
         let mut guest = Guest::spawn(
             &qemu,
             &launch,
@@ -577,6 +657,9 @@ impl Agent {
             &self.reports,
         )?;
         guest.attach(connected.task);
+        if let Some(placement) = options.placement.clone() {
+            guest.attach(keep_pinned(guest.pid(), plan.cgroup.clone(), placement));
+        }
         tracing::info!(pid = guest.pid(), launch = self.number, "QEMU runs");
         self.guest = Some(guest);
         Ok(())
@@ -584,7 +667,7 @@ impl Agent {
 }
 
 impl Agent {
-    /// What QEMU may do, with a control group where there can be one; shown in the status.
+    /// What QEMU may do, with a control group where there can be one.
     fn confine(&self, options: &Options, qemu: &Path, launch: &Launch) -> Plan {
         let level = options.confinement;
         let group = match level {
@@ -592,21 +675,44 @@ impl Agent {
                 let vcpus = u64::from(launch.measured.vcpus);
                 let limits = Limits {
                     // The page cache of NVRAM and disk counts too, and the translator's code.
-                    memory: (u64::from(launch.memory_mib) << 20) + launch.nvram_bytes + (1 << 30),
+                    memory: (u64::from(launch.memory_mib) << 20)
+                        + launch.serving.as_ref().map_or(0, |serving| serving.nvram.bytes)
+                        + (1 << 30),
                     processes: THREADS + vcpus,
                     processors: vcpus + 1,
+                    bounds: launch
+                        .serving
+                        .as_ref()
+                        .and_then(|serving| serving.placement.as_ref())
+                        .and_then(Placement::bounds),
                 };
-                let name = format!("redoubt-guest-{}", std::process::id());
+                let kind = if launch.serving.is_some() { "guest" } else { "candidate" };
+                let name = format!("redoubt-{kind}-{}", std::process::id());
                 cgroup::make(Path::new(cgroup::ROOT), &name, &limits)
                     .map_err(|error| tracing::warn!(%error, "QEMU gets no control group"))
                     .ok()
             }
             Level::Process | Level::Off => None,
         };
-        let plan = Plan::new(level, qemu, launch, group);
-        let measures = plan.measures(launcher::landlock(), nix::unistd::Uid::effective().is_root());
-        self.shared.update(|status| status.confinement = measures);
-        plan
+        Plan::new(level, qemu, launch, group)
+    }
+}
+
+/// Keeps the threads of a QEMU on their processors. It makes some only when they are needed, so this is done again and again.
+async fn keep_pinned(pid: Option<u32>, group: Option<PathBuf>, placement: Placement) {
+    let mut pause = Duration::from_secs(1);
+    let mut told = false;
+    loop {
+        tokio::time::sleep(pause).await;
+        let processes = group.as_deref().map_or_else(|| pid.into_iter().collect(), cgroup::processes);
+        let of = placement.clone();
+        let pinned =
+            tokio::task::spawn_blocking(move || crate::placement::machine::pin(&processes, &of)).await;
+        if !told && pinned.is_ok_and(|pinned| pinned == placement.processors.len()) {
+            tracing::info!(count = placement.processors.len(), "virtual processors are on their processors");
+            told = true;
+        }
+        pause = (pause * 2).min(Duration::from_secs(60));
     }
 }
 

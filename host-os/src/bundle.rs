@@ -19,7 +19,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
-pub use admission::{SEEN_FILE, admit};
+pub use admission::{SEEN_FILE, admissible, admit};
 
 /// Why a release is not launched.
 #[derive(Debug, thiserror::Error)]

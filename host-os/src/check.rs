@@ -10,10 +10,15 @@ use crate::confine::Level;
 use crate::launch::EncryptionError;
 use crate::machine::Policy;
 use crate::node::{NodeDir, NodeDirError, NodeLock};
+use crate::nvram::{Nvram, NvramError};
+use crate::placement::{Placement, PlacementError};
 use crate::platform::{self, CheckedPlatform};
+use crate::upgrade::{Patience, Store};
+use host_guest::{GuestConfig, Task};
 use release::Profile;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use upgrade::machine::Slot;
 
 /// What the agent is asked to run.
 #[derive(Debug, Clone)]
@@ -44,6 +49,10 @@ pub struct Options {
     pub ignore_hardware: Vec<String>,
     /// When to lose patience.
     pub policy: Policy,
+    /// When a release that is tried has to be healthy, and for how long.
+    pub trial: Patience,
+    /// Which of the machine's processors and memory the guest gets.
+    pub placement: Option<Placement>,
     /// How far QEMU is confined.
     pub confinement: Level,
     /// The line to PID 1 of the machine; `None` where the agent is an ordinary process.
@@ -87,6 +96,12 @@ pub enum CheckError {
     /// The release is refused.
     #[error(transparent)]
     Release(#[from] ReleaseError),
+    /// The machine cannot be divided between host and guest.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
+    /// The NVRAM cannot be used.
+    #[error(transparent)]
+    Nvram(#[from] NvramError),
     /// The node's files cannot be used.
     #[error(transparent)]
     NodeDir(#[from] NodeDirError),
@@ -118,6 +133,8 @@ impl CheckError {
             Self::Hardware { .. } => "hardware-refused",
             Self::Specification { .. } => "hardware-spec-unusable",
             Self::Release(error) => error.code(),
+            Self::Placement(error) => error.code(),
+            Self::Nvram(error) => error.code(),
             Self::NodeDir(error) => error.code(),
             Self::Config(_) => "config-unwritable",
             Self::Profile(_) => "profile-not-built",
@@ -128,52 +145,84 @@ impl CheckError {
     }
 }
 
+/// Which release is to be launched, and as what.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its manifest; its files lie beside it.
+    pub manifest: PathBuf,
+    /// Its slot, by which it has a disk of its own.
+    pub slot: Slot,
+    /// As what.
+    pub task: Task,
+    /// It is not the one that the node has committed to.
+    pub tried: bool,
+}
+
+impl Target {
+    /// The release in a slot, as the node.
+    pub(crate) fn of_slot(options: &Options, store: &Store, slot: Slot, tried: bool) -> Self {
+        Self { manifest: store.manifest(slot, &options.manifest), slot, task: Task::Run, tried }
+    }
+}
+
 /// What was checked and may be launched.
 #[derive(Debug)]
 pub struct Checked {
-    /// The machine, judged.
-    pub hardware: hwspec::Report,
+    /// What was asked for.
+    pub target: Target,
     /// The release.
     pub release: CheckedRelease,
     /// What protects the guest.
     pub platform: CheckedPlatform,
     /// The guest's configuration.
     pub config: ConfigText,
-    /// File behind the NVRAM.
-    pub nvram: PathBuf,
+    /// The NVRAM, if it is to be the node.
+    pub nvram: Option<Nvram>,
     /// Disk image.
     pub disk: PathBuf,
     /// What the guest's evidence must say.
     pub expectations: Expectations,
 }
 
-/// Checks everything; blocks for as long as hashing and the KVM probe take. `progress` hears what is being done.
+/// Judges the machine.
+pub fn check_machine(
+    options: &Options,
+    node: &NodeDir,
+    progress: &dyn Fn(&str),
+) -> Result<hwspec::Report, CheckError> {
+    progress("checking this machine against the hardware specification");
+    crate::hardware::check(options, node)
+}
+
+/// Checks a release and all that its launch needs; blocks for as long as hashing and the KVM probe take. `progress` hears
+/// what is being done.
 pub fn check(
     options: &Options,
     node: &NodeDir,
     lock: &NodeLock,
+    target: Target,
     progress: &dyn Fn(&str),
 ) -> Result<Checked, CheckError> {
     let anchors = crate::attest::anchors(options.profile).ok_or(CheckError::Profile(options.profile))?;
-    progress("checking this machine against the hardware specification");
-    let hardware = crate::hardware::check(options, node)?;
-
     progress("verifying the manifest's signatures");
     let root = options.root.load(options.profile)?;
-    let manifest = bundle::manifest(&options.manifest, &root, options.profile)?;
-    if let Some(why) = bundle::admit(&root, &options.manifest, &manifest, node.path())? {
+    let path = &target.manifest;
+    let manifest = bundle::manifest(path, &root, options.profile)?;
+    if let Some(why) = bundle::admit(&root, path, &manifest, node.path(), target.tried)? {
         progress(&format!("going on with the release that ran before: {why}"));
     }
     progress("checking the release's files and recomputing the launch measurement");
-    let release =
-        ReleaseFiles::read(&options.manifest, manifest)?.seal(options.vcpu_type.as_deref(), options.vcpus)?;
+    let release = ReleaseFiles::read(path, manifest)?.seal(options.vcpu_type.as_deref(), options.vcpus)?;
 
     progress("preparing NVRAM and disk");
-    let nvram = node.nvram(lock, options.nvram_bytes)?;
-    let disk = node.disk(lock, options.disk_bytes)?;
-    let config = ConfigText::new(&virtual_guest())?;
+    let nvram = match target.task {
+        Task::Run => Some(crate::nvram::provide(node, lock, options.nvram_bytes, options.power.is_some())?),
+        Task::Receive | Task::Give => None,
+    };
+    let disk = node.disk(lock, target.slot, options.disk_bytes)?;
+    let config = ConfigText::new(&GuestConfig { task: target.task, ..virtual_guest() })?;
     let mut expectations = Expectations::of_guest([*release.measurement()], config.host_data(), anchors);
     expectations.policy.id_block = bundle::id_block_policy(release.manifest().manifest());
     let platform = platform::set_up(options, node, &release, &config, progress)?;
-    Ok(Checked { hardware, release, platform, config, nvram, disk, expectations })
+    Ok(Checked { target, release, platform, config, nvram, disk, expectations })
 }

@@ -6,16 +6,17 @@ use crate::attest::{chain, unix_time};
 use crate::bundle::RootSource;
 use crate::check::{CheckError, Options, PortChoice};
 use crate::confine::Level;
-use crate::console::{LIMIT, RotatingFile};
+use crate::log::{self, Log};
 use crate::machine::Policy;
 use crate::node::{AgentRecord, End, NodeDir, NodeDirError, Ports};
+use crate::upgrade::{Patience, UpgradeError};
 use clap::{Args, ValueEnum};
 use release::Profile;
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Exit codes of the agent, for `--help`.
@@ -102,6 +103,12 @@ pub struct GuestArgs {
     /// [default: 127.0.0.1:18444, or a free port]
     #[arg(long, value_name = "ADDRESS")]
     pub operator_listen: Option<SocketAddr>,
+    /// Seconds that a new release has to become healthy, or the node goes back to the old one
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
+    pub trial: u64,
+    /// Seconds that it has to stay healthy before the node commits to it
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    pub healthy: u64,
     /// How to execute the guest
     #[arg(long, value_enum, default_value_t = AccelArg::Auto)]
     pub accel: AccelArg,
@@ -183,6 +190,8 @@ impl GuestArgs {
         option("--vcpus", self.vcpus.to_string().into());
         option("--nvram", self.nvram.to_string().into());
         option("--disk", self.disk.to_string().into());
+        option("--trial", self.trial.to_string().into());
+        option("--healthy", self.healthy.to_string().into());
         if let Some(model) = &self.vcpu_type {
             option("--vcpu-type", model.into());
         }
@@ -240,11 +249,16 @@ impl GuestArgs {
             qemu: guest.qemu.clone(),
             ignore_hardware: guest.ignore_hardware.clone(),
             policy: Policy::default(),
+            trial: Patience {
+                trial: Duration::from_secs(guest.trial),
+                healthy: Duration::from_secs(guest.healthy),
+            },
             confinement: match guest.confinement {
                 Some(ConfinementArg::Full) => Level::Full,
                 Some(ConfinementArg::Process) | None => Level::Process,
                 Some(ConfinementArg::Off) => Level::Off,
             },
+            placement: None,
             power: None,
         }
     }
@@ -300,7 +314,7 @@ pub fn run(args: &RunArgs) -> u8 {
             return exit_code(&AgentError::NodeDir(error));
         }
     };
-    if let Err(error) = start_log(&node) {
+    if let Err(error) = start_log(&node, args.under_pid1) {
         eprintln!("error: cannot write {}: {error}", node.agent_log().display());
         return 1;
     }
@@ -356,9 +370,15 @@ fn start(
 /// The exit code for an error; see [`EXIT_CODES`].
 pub fn exit_code(error: &AgentError) -> u8 {
     use crate::bundle::ReleaseError as R;
+    let error = match error {
+        AgentError::Check(error) | AgentError::Upgrade(UpgradeError::Check(error)) => error,
+        AgentError::NodeDir(NodeDirError::Running(_)) => return 7,
+        AgentError::Decommissioned => return 8,
+        _ => return 1,
+    };
     match error {
-        AgentError::Check(CheckError::Hardware { .. } | CheckError::Processor(_)) => 3,
-        AgentError::Check(CheckError::Release(error)) => match error {
+        CheckError::Hardware { .. } | CheckError::Processor(_) => 3,
+        CheckError::Release(error) => match error {
             R::Unreadable { .. }
             | R::Root { .. }
             | R::DevelopmentRoot(_)
@@ -375,49 +395,25 @@ pub fn exit_code(error: &AgentError) -> u8 {
             | R::IdBlock { .. } => 6,
             R::Copy { .. } | R::Seen(_) | R::Anchor(_) | R::Unwritable { .. } => 1,
         },
-        AgentError::Check(CheckError::Profile(_)) => 4,
-        AgentError::NodeDir(NodeDirError::Running(_)) => 7,
-        AgentError::Decommissioned => 8,
-        AgentError::Check(_)
-        | AgentError::NodeDir(_)
-        | AgentError::HostKey(_)
-        | AgentError::NotErased(_)
-        | AgentError::Port { .. }
-        | AgentError::Signals(_)
-        | AgentError::Pid1(_)
-        | AgentError::Runtime(_) => 1,
+        CheckError::Profile(_) => 4,
+        _ => 1,
     }
 }
 
-/// Log lines go to the node's log and to standard error.
-fn start_log(node: &NodeDir) -> io::Result<()> {
-    let file = Arc::new(Mutex::new(RotatingFile::open(&node.agent_log(), LIMIT)?));
+/// What is said goes to the node's log, with its fields, and to standard error as lines.
+fn start_log(node: &NodeDir, under_pid1: bool) -> io::Result<()> {
+    use tracing_subscriber::layer::SubscriberExt;
+    let log = Log::open(&node.agent_log())?;
     let filter = tracing_subscriber::EnvFilter::try_from_env("REDOUBT_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let subscriber = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(false)
-        .with_target(false)
-        .with_writer(move || Tee(file.clone()))
-        .finish();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(false).with_target(false).with_writer(io::stderr);
+    let subscriber = tracing_subscriber::registry().with(filter).with(log.clone()).with(lines);
     // Fails only where a log was set up before, as in tests; then that one is used.
     let _ = tracing::subscriber::set_global_default(subscriber);
+    if under_pid1 {
+        log::follow_kernel(&log, &node.agent_log());
+    }
     Ok(())
-}
-
-struct Tee(Arc<Mutex<RotatingFile>>);
-
-impl Write for Tee {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // A closed terminal must not keep lines out of the file.
-        let _ = io::stderr().write_all(bytes);
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).write_all(bytes)?;
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).flush()
-    }
 }
 
 #[cfg(test)]
@@ -435,7 +431,7 @@ mod tests {
     fn guest_options_survive_as_words() {
         for line in [
             "x",
-            "x --memory 2048 --vcpus 4 --vcpu-type EPYC-Milan --nvram 64 --disk 100 --https-port 1 --http-port 2 --status-port 3 \
+            "x --memory 2048 --vcpus 4 --vcpu-type EPYC-Milan --nvram 64 --disk 100 --trial 7 --healthy 3 --https-port 1 --http-port 2 --status-port 3 \
              --accel tcg --confinement full --qemu /opt/q --ignore-hardware memory --ignore-hardware disk",
         ] {
             let first = Guest::try_parse_from(line.split_whitespace()).unwrap();

@@ -14,6 +14,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use upgrade::machine::Slot;
 
 /// Bytes from the beginning of a guest's medium that hold its keys: the vault's region, and the first blocks of the heap, all
 /// of them far shorter.
@@ -129,7 +130,8 @@ impl Node<'_> {
     fn secrets(&self) -> Vec<Target> {
         let file = |what, path, bytes| Target { what, path, bytes, file: true };
         let mut targets = vec![
-            file("the guest's vault (disk)", self.dir.disk_path(), HEAD),
+            file("the guest's vault (disk of slot A)", self.dir.disk_path(Slot::A), HEAD),
+            file("the guest's vault (disk of slot B)", self.dir.disk_path(Slot::B), HEAD),
             file("the guest's NVRAM", self.dir.nvram_path(), HEAD),
         ];
         let chip = fs::read_dir(self.dir.chip()).into_iter().flatten().flatten();
@@ -319,7 +321,8 @@ mod tests {
     fn node() -> (tempfile::TempDir, NodeDir, PathBuf) {
         let dir = tempfile::tempdir().unwrap();
         let node = NodeDir::at(dir.path());
-        fs::write(node.disk_path(), vec![7; 3 << 20]).unwrap();
+        fs::write(node.disk_path(Slot::A), vec![7; 3 << 20]).unwrap();
+        fs::write(node.disk_path(Slot::B), vec![7; 2 << 20]).unwrap();
         fs::write(node.nvram_path(), vec![8; 1000]).unwrap();
         fs::create_dir(node.chip()).unwrap();
         fs::write(node.chip().join("key"), "secret").unwrap();
@@ -335,9 +338,14 @@ mod tests {
     }
 
     fn is_erased(dir: &NodeDir, records: &Path) {
-        for gone in
-            [dir.disk_path(), dir.nvram_path(), dir.chip().join("key"), dir.host_key(), dir.operators()]
-        {
+        for gone in [
+            dir.disk_path(Slot::A),
+            dir.disk_path(Slot::B),
+            dir.nvram_path(),
+            dir.chip().join("key"),
+            dir.host_key(),
+            dir.operators(),
+        ] {
             assert!(!gone.exists(), "{}", gone.display());
         }
         assert!(fs::read(records).unwrap()[..record::AREA].iter().all(|byte| *byte == 0));
@@ -368,7 +376,7 @@ mod tests {
     #[test]
     fn a_power_cut_after_any_step_is_gone_over() {
         // The steps that leave something on the medium: the order, and each target.
-        for cut in 0..7 {
+        for cut in 0..8 {
             let (_keep, dir, records) = node();
             let node = ending(&dir, &records, Some(signer()));
             let ordered = Ordered { operator: "alice".into(), unix_s: 7, statement: None };
@@ -377,8 +385,7 @@ mod tests {
             for target in targets().take(cut) {
                 target.erase().unwrap();
             }
-            let key_is_left = cut < 7;
-            let ordered = ending(&dir, &records, key_is_left.then(signer)).end("mallory", 9).unwrap();
+            let ordered = ending(&dir, &records, Some(signer())).end("mallory", 9).unwrap();
             is_erased(&dir, &records);
             let signed = ordered.statement.unwrap();
             assert!(signed.holds());

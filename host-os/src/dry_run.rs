@@ -4,13 +4,15 @@
 use crate::bundle::{self, CheckedRelease, ReleaseFiles};
 use crate::check::{CheckError, Options};
 use crate::config::{ConfigText, virtual_guest};
-use crate::launch::{Accel, Channels, Encryption, Identity, Launch, Measured, Platform};
+use crate::launch::{Accel, Channels, Encryption, Identity, Launch, Measured, Platform, Serving};
 use crate::node::NodeDir;
+use crate::nvram::Nvram;
 use crate::{accel, platform};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use release::{FileName, Profile};
 use serde_json::{Value, json};
 use std::fmt;
+use upgrade::machine::Slot;
 
 /// Port on the host that stands in the command line when none was chosen.
 const HTTPS_PORT: u16 = 18443;
@@ -59,10 +61,17 @@ pub fn plan(options: &Options, node: &NodeDir) -> Result<Plan, CheckError> {
         platform,
         measured,
         memory_mib: options.memory_mib,
-        nvram: node.nvram_path(),
-        nvram_bytes: options.nvram_bytes,
-        disk: node.disk_path(),
-        https_port: options.ports.https.unwrap_or(HTTPS_PORT),
+        disk: node.disk_path(Slot::A),
+        serving: Some(Serving {
+            nvram: Nvram {
+                path: node.nvram_path(),
+                bytes: options.nvram_bytes,
+                nvdimm: None,
+                text: String::new(),
+            },
+            placement: None,
+            https_port: options.ports.https.unwrap_or(HTTPS_PORT),
+        }),
         channels: Channels { console: 3, qmp: 4, host: 5 },
     };
     Ok(Plan { launch, qemu: options.qemu.display().to_string(), release, config, notes })

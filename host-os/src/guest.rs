@@ -5,6 +5,7 @@ use crate::confine::{Plan, launcher};
 use crate::console::{RotatingFile, Tail, printable};
 use crate::launch::{Channels, Launch};
 use crate::qmp::{self, Notice};
+use crate::upgrade::hand_over::Heard;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use host_guest::{FrameError, Health, ToGuest, ToHost};
 use nix::sys::signal::{Signal, kill};
@@ -33,6 +34,8 @@ pub(crate) enum Report {
     Health(Health),
     /// The guest goes down, as it says, for this reason.
     Stopping(String),
+    /// The guest's part in a hand-over of the node's key.
+    HandOver(Heard),
     /// The host protocol ended.
     PortClosed(String),
     /// QEMU tells something.
@@ -182,7 +185,7 @@ impl Guest {
                 tracing::debug!(%error, "QEMU's control channel ended");
             }
         });
-        let (to_guest, to_guest_receiver) = mpsc::channel(4);
+        let (to_guest, to_guest_receiver) = mpsc::channel(16);
         tasks.spawn(async move {
             let end = host_port(ends.host, &welcome, to_guest_receiver, &report).await;
             report.send(Report::PortClosed(end)).await;
@@ -203,6 +206,11 @@ impl Guest {
     /// Gives the guest one more task, which ends with it.
     pub(crate) fn attach(&mut self, task: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         self.attached.spawn(task)
+    }
+
+    /// The way to the guest's ear.
+    pub(crate) fn to_guest(&self) -> mpsc::Sender<ToGuest> {
+        self.to_guest.clone()
     }
 
     /// Asks the guest to power off; where nobody listens yet, QEMU quits at once.
@@ -345,8 +353,12 @@ async fn host_port(
             }
             _ if !greeted => return "the guest did not begin with a greeting".into(),
             ToHost::Health(health) => report.send(Report::Health(crate::status::shown(health))).await,
-            // A guest that runs as the node begins no hand-over by itself.
-            ToHost::HandOver { .. } | ToHost::HandOverDone | ToHost::HandOverFailed { .. } => {}
+            ToHost::HandOver { message } => report.send(Report::HandOver(Heard::Message(message))).await,
+            ToHost::HandOverDone => report.send(Report::HandOver(Heard::Done)).await,
+            ToHost::HandOverFailed { code, error } => {
+                let heard = Heard::Failed { code: printable(&code, 60), error: printable(&error, 600) };
+                report.send(Report::HandOver(heard)).await;
+            }
             ToHost::Stopping { reason } => report.send(Report::Stopping(printable(&reason, 300))).await,
         }
     }

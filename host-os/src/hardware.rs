@@ -5,15 +5,20 @@ use crate::node::NodeDir;
 use hwspec::{Check, Report, Severity, Spec, Status};
 use release::Profile;
 
-/// Probes this machine and checks it. Failed checks that the operator named are logged and accepted.
-pub fn check(options: &Options, node: &NodeDir) -> Result<Report, CheckError> {
-    let name = match options.profile {
+/// The specification of the node's profile.
+pub fn spec(profile: Profile) -> Result<Spec, CheckError> {
+    let name = match profile {
         Profile::Virtual => "virtual",
         // The generation with SEV-SNP.
         Profile::Production => "gen2",
     };
-    let spec = Spec::named(name)
-        .map_err(|error| CheckError::Specification { spec: name.into(), reason: error.to_string() })?;
+    Spec::named(name)
+        .map_err(|error| CheckError::Specification { spec: name.into(), reason: error.to_string() })
+}
+
+/// Probes this machine and checks it. Failed checks that the operator named are logged and accepted.
+pub fn check(options: &Options, node: &NodeDir) -> Result<Report, CheckError> {
+    let spec = spec(options.profile)?;
     let report = hwspec::check(&spec, &hwspec::probe::this_machine(node.path()));
     let mut refused = Vec::new();
     for check in report.checks.iter().filter(|check| check.status != Status::Pass) {
@@ -29,7 +34,7 @@ pub fn check(options: &Options, node: &NodeDir) -> Result<Report, CheckError> {
         return Ok(report);
     }
     refused.push("or accept one of these with --ignore-hardware NAME".into());
-    Err(CheckError::Hardware { spec: name.into(), findings: refused.join("\n") })
+    Err(CheckError::Hardware { spec: spec.name, findings: refused.join("\n") })
 }
 
 /// What is required and not known to be met.

@@ -6,6 +6,8 @@ mod tests;
 
 pub use snp::{Encryption, EncryptionError, Identity, QEMU_GUEST_FEATURES, Snp};
 
+use crate::nvram::Nvram;
+use crate::placement::Placement;
 use attestation::Measurement;
 use attestation::measurement::{Firmware, Inputs, KernelHashes, LaunchError, VcpuType};
 use std::ffi::OsString;
@@ -103,16 +105,23 @@ pub struct Launch {
     pub measured: Measured,
     /// Memory of the guest, in MiB; not measured.
     pub memory_mib: u32,
-    /// File behind the NVRAM.
-    pub nvram: PathBuf,
-    /// Its size in bytes: a power of two, because it becomes a PCI BAR.
-    pub nvram_bytes: u64,
     /// Disk image, raw.
     pub disk: PathBuf,
-    /// TCP port on the host's loopback that reaches the guest's [`GUEST_PORT`].
-    pub https_port: u16,
+    /// What the guest that is the node has; one that only takes over or hands over the node's key has none of it.
+    pub serving: Option<Serving>,
     /// QEMU's ends of the channels to the agent.
     pub channels: Channels,
+}
+
+/// What a guest needs to be the node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// File or NVDIMM behind the NVRAM.
+    pub nvram: Nvram,
+    /// Which of the machine's processors and memory it gets; `None` leaves that to the kernel.
+    pub placement: Option<Placement>,
+    /// TCP port on the host's loopback that reaches the guest's [`GUEST_PORT`].
+    pub https_port: u16,
 }
 
 /// QEMU's ends of socket pairs whose other ends the agent holds, as file descriptor numbers that QEMU inherits.
@@ -134,14 +143,27 @@ impl Launch {
         let mut args = Arguments::default();
         let measured = &self.measured;
         let memory = self.memory_mib;
-        args.pair("-name", "redoubt");
+        let placement = self.serving.as_ref().and_then(|serving| serving.placement.as_ref());
+        // Names of threads tell the agent which of them are processors.
+        let pinned = placement.is_some_and(|placement| !placement.processors.is_empty());
+        args.pair("-name", if pinned { "redoubt,debug-threads=on" } else { "redoubt" });
         // What a virtio device needs when the guest's memory is encrypted: it goes through the guest's DMA interface.
         let mut virtio = "disable-legacy=on";
         let mut psp = None;
         match &self.platform {
             Platform::Virtual { accel, psp: port } => {
                 psp = Some(*port);
-                args.pair("-machine", "q35,usb=off,vmport=off");
+                match placement {
+                    None => args.pair("-machine", "q35,usb=off,vmport=off"),
+                    Some(placement) => {
+                        args.pair("-machine", "q35,usb=off,vmport=off,memory-backend=memory");
+                        let options = placement.memory_options();
+                        args.pair(
+                            "-object",
+                            format!("memory-backend-memfd,id=memory,size={memory}M{options}"),
+                        );
+                    }
+                }
                 match accel {
                     Accel::Kvm => {
                         args.pair("-accel", "kvm");
@@ -166,9 +188,10 @@ impl Launch {
                 args.pair("-accel", "kvm");
                 args.pair("-cpu", measured.vcpu_type.name());
                 // KVM takes the guest's private pages from a file of its own; this one holds what the guest shares.
+                let options = placement.map_or(",prealloc=off".into(), Placement::memory_options);
                 args.pair(
                     "-object",
-                    format!("memory-backend-memfd,id=memory,size={memory}M,share=on,prealloc=off"),
+                    format!("memory-backend-memfd,id=memory,size={memory}M,share=on{options}"),
                 );
                 args.pair("-object", snp.object());
             }
@@ -187,12 +210,14 @@ impl Launch {
         args.pair("-initrd", &measured.initrd);
         args.pair("-append", &measured.command_line);
 
-        args.value("-object", |value| {
-            value.push("memory-backend-file,id=nvram,share=on");
-            value.push(format!(",size={},mem-path=", self.nvram_bytes));
-            value.push(escape(&self.nvram));
-        });
-        args.pair("-device", "ivshmem-plain,memdev=nvram");
+        if let Some(serving) = &self.serving {
+            args.value("-object", |value| {
+                value.push("memory-backend-file,id=nvram,share=on");
+                value.push(format!(",size={},mem-path=", serving.nvram.bytes));
+                value.push(escape(&serving.nvram.path));
+            });
+            args.pair("-device", "ivshmem-plain,memdev=nvram");
+        }
 
         args.value("-blockdev", |value| {
             value.push("driver=file,node-name=disk,discard=unmap,filename=");
@@ -200,15 +225,18 @@ impl Launch {
         });
         args.pair("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},{virtio}"));
 
-        let port = self.https_port;
-        // Both families by name: with one of them named, QEMU turns the other off. Restricted, so that the guest
-        // reaches neither this machine's own services (QEMU shows them at 10.0.2.2) nor the network behind it.
-        args.pair(
-            "-netdev",
-            format!("user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{GUEST_PORT}"),
-        );
-        // Without the option ROM the firmware does not try to boot from the network.
-        args.pair("-device", format!("virtio-net-pci,netdev=net,romfile=,{virtio}"));
+        if let Some(Serving { https_port, .. }) = self.serving {
+            // Both families by name: with one of them named, QEMU turns the other off. Restricted, so that the guest
+            // reaches neither this machine's own services (QEMU shows them at 10.0.2.2) nor the network behind it.
+            args.pair(
+                "-netdev",
+                format!(
+                    "user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:{https_port}-:{GUEST_PORT}"
+                ),
+            );
+            // Without the option ROM the firmware does not try to boot from the network.
+            args.pair("-device", format!("virtio-net-pci,netdev=net,romfile=,{virtio}"));
+        }
 
         let Channels { console, qmp, host } = self.channels;
         args.pair("-device", format!("virtio-serial-pci,{virtio}"));

@@ -9,12 +9,13 @@
 //! | [`clock`] | the time that several servers agree on: what to do with it, pure; asking them |
 //! | [`firewall`] | what may come in: rules as data, and as the kernel takes them |
 //! | [`network`] | the host's links, addresses and routes: what to change, pure; keeping them so |
+//! | [`placement`], [`nvram`] | processors, memory and NVDIMM of the machine for its guest: plans, pure; carrying them out |
 //! | [`confine`] | what QEMU may do: plans, pure; the launcher that enforces them |
 //! | [`status`], [`page`] | status, metrics, the page that shows them; pure |
 //! | [`samples`] | figures of the last hour |
 //! | [`check`], [`bundle`], [`hardware`], [`platform`], [`accel`] | what must be true before anything is launched |
 //! | [`dry_run`] | what would be launched, for people to read |
-//! | [`node`], [`console`] | files of the node |
+//! | [`node`], [`console`], [`log`] | files of the node |
 //! | [`pid1`] | PID 1 of the host's image: mounts, the verified root, the agent's process, the orderly end |
 //! | [`power`], [`watchdog`], [`crashes`], [`boot_facts`] | the agent's line to PID 1; what PID 1 knows of the machine |
 //! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
@@ -48,13 +49,16 @@ pub mod hardware;
 pub mod http;
 pub mod installation;
 pub mod launch;
+pub mod log;
 pub mod machine;
 mod netlink;
 pub mod network;
 pub mod node;
+pub mod nvram;
 pub mod operator;
 pub mod page;
 pub mod pid1;
+pub mod placement;
 pub mod platform;
 pub mod power;
 #[cfg(feature = "virtual")]
@@ -69,4 +73,5 @@ mod sys;
 pub mod system;
 mod tls;
 pub mod tpm;
+pub mod upgrade;
 pub mod watchdog;

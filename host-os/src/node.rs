@@ -6,22 +6,31 @@ use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use upgrade::machine::Slot;
 
 /// What a node directory holds, as the names in it. `wipe` removes these, but for certificates, operators
 /// and the host's key, and nothing else.
 mod name {
     pub(super) const LOCK: &str = "lock";
     pub(super) const NVRAM: &str = "nvram.img";
-    pub(super) const DISK: &str = "disk.img";
+    pub(super) const NVRAM_RECORD: &str = "nvram.json";
     pub(super) const CHIP: &str = "chip";
     pub(super) const CERTIFICATES: &str = "certificates.bin";
     pub(super) const CONSOLE: &str = "console.log";
-    pub(super) const AGENT_LOG: &str = "agent.log";
+    pub(super) const CANDIDATE: &str = "candidate.log";
+    pub(super) const AGENT_LOG: &str = "log.ring";
     pub(super) const RECORD: &str = "agent.json";
     pub(super) const KVM: &str = "kvm-probe.json";
     pub(super) const OPERATORS: &str = "operators.json";
     pub(super) const HOST_KEY: &str = "host-key.pem";
     pub(super) const DECOMMISSIONED: &str = "decommissioned.json";
+
+    pub(super) const fn disk(slot: super::Slot) -> &'static str {
+        match slot {
+            super::Slot::A => "disk.img",
+            super::Slot::B => "disk-b.img",
+        }
+    }
 }
 
 /// Why the node directory could not be used.
@@ -90,7 +99,12 @@ impl NodeDir {
         self.0.join(name::CONSOLE)
     }
 
-    /// Where the agent's own log goes.
+    /// Console of the last guest that took over a key.
+    pub fn candidate_log(&self) -> PathBuf {
+        self.0.join(name::CANDIDATE)
+    }
+
+    /// The ring with the agent's own log ([`crate::log`]).
     pub fn agent_log(&self) -> PathBuf {
         self.0.join(name::AGENT_LOG)
     }
@@ -130,14 +144,19 @@ impl NodeDir {
         }
     }
 
+    /// Where the node's NVRAM is ([`crate::nvram::Place`]).
+    pub fn nvram_record(&self) -> PathBuf {
+        self.0.join(name::NVRAM_RECORD)
+    }
+
     /// Where the NVRAM's file is or will be.
     pub fn nvram_path(&self) -> PathBuf {
         self.0.join(name::NVRAM)
     }
 
-    /// Where the disk's image is or will be.
-    pub fn disk_path(&self) -> PathBuf {
-        self.0.join(name::DISK)
+    /// Where the image of a slot's disk is or will be.
+    pub fn disk_path(&self, slot: Slot) -> PathBuf {
+        self.0.join(name::disk(slot))
     }
 
     /// Makes the directory (mode 0700) and takes its lock.
@@ -177,9 +196,9 @@ impl NodeDir {
         self.image(name::NVRAM, bytes)
     }
 
-    /// The disk's file, made sparse when absent.
-    pub fn disk(&self, _: &NodeLock, bytes: u64) -> Result<PathBuf, NodeDirError> {
-        self.image(name::DISK, bytes)
+    /// The file of a slot's disk, made sparse when absent.
+    pub fn disk(&self, _: &NodeLock, slot: Slot, bytes: u64) -> Result<PathBuf, NodeDirError> {
+        self.image(name::disk(slot), bytes)
     }
 
     fn image(&self, name: &str, wanted: u64) -> Result<PathBuf, NodeDirError> {
@@ -207,8 +226,10 @@ impl NodeDir {
     /// Deletes what the node stored: NVRAM, disk, identity, logs. Takes the lock as proof that nothing runs.
     pub fn wipe(&self, _: &NodeLock) -> Result<(), NodeDirError> {
         let mut names =
-            vec![name::NVRAM.to_owned(), name::DISK.into(), name::RECORD.into(), name::KVM.into()];
-        for log in [name::CONSOLE, name::AGENT_LOG] {
+            vec![name::NVRAM.to_owned(), name::NVRAM_RECORD.into(), name::RECORD.into(), name::KVM.into()];
+        names.extend([Slot::A, Slot::B].map(|slot| name::disk(slot).to_owned()));
+        names.extend(crate::upgrade::Store::FILES.map(str::to_owned));
+        for log in [name::CONSOLE, name::CANDIDATE, name::AGENT_LOG] {
             names.push(log.to_owned());
             names.extend((1..=crate::console::KEPT).map(|old| format!("{log}.{old}")));
         }
@@ -220,12 +241,15 @@ impl NodeDir {
                 source,
             })?;
         }
-        let path = self.chip();
-        absent_is_fine(fs::remove_dir_all(&path)).map_err(|source| NodeDirError::Io {
-            action: "remove",
-            path,
-            source,
-        })
+        let staged = crate::upgrade::Store::FOLDERS.map(|name| self.0.join(name));
+        for path in staged.into_iter().chain([self.chip()]) {
+            absent_is_fine(fs::remove_dir_all(&path)).map_err(|source| NodeDirError::Io {
+                action: "remove",
+                path,
+                source,
+            })?;
+        }
+        Ok(())
     }
 
     /// Writes the record in one step: a reader sees the old one or the new one.
@@ -384,7 +408,7 @@ mod tests {
         let node = NodeDir::at(dir.path());
         let lock = node.lock().unwrap();
         node.nvram(&lock, 4096).unwrap();
-        node.disk(&lock, 4096).unwrap();
+        node.disk(&lock, Slot::B, 4096).unwrap();
         fs::create_dir(node.chip()).unwrap();
         fs::write(node.chip().join("key"), "k").unwrap();
         fs::write(node.console_log(), "c").unwrap();

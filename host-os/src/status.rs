@@ -56,6 +56,9 @@ pub struct Status {
     /// The host beside its guest; absent where the agent is an ordinary process.
     #[serde(default)]
     pub system: Option<crate::system::SystemStatus>,
+    /// How an upgrade goes, or how the last one ended.
+    #[serde(default)]
+    pub upgrade: crate::upgrade::UpgradeStatus,
     /// Where operators may connect, if the node has any.
     pub operator: Option<OperatorStatus>,
     /// How this machine compares with its hardware specification, once that was checked.
@@ -322,6 +325,7 @@ pub(crate) mod tests {
             confinement: Vec::new(),
             system: None,
             measured_boot: None,
+            upgrade: crate::upgrade::UpgradeStatus::default(),
             operator: None,
             hardware: None,
             sample: Sample::default(),

@@ -221,6 +221,32 @@ pub(crate) fn slew_clock(seconds: f64) -> io::Result<()> {
     Ok(())
 }
 
+/// Overwrites the first `bytes` of a file or device with zeros, through a mapping: a devdax device knows no other way.
+pub(crate) fn zero_mapped(file: &File, bytes: u64) -> io::Result<()> {
+    use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+    /// Mapped at a time; a multiple of every size of page.
+    const PART: u64 = 1 << 30;
+    for at in (0..bytes).step_by(PART as usize) {
+        let length = PART.min(bytes - at) as usize;
+        let size = std::num::NonZeroUsize::new(length).ok_or(io::ErrorKind::InvalidInput)?;
+        let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+        // SAFETY: a new mapping, at an address that the kernel chooses; nobody else has a pointer into it.
+        let mapped = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file, at.cast_signed()) }?;
+        let start = mapped.as_ptr().cast::<u8>();
+        // SAFETY: `mapped` is valid for `length` bytes, writable, and not used afterwards. Each line is pushed out of the
+        // caches, because a device has no fsync; all x86-64 processors have `clflush`.
+        unsafe {
+            std::ptr::write_bytes(start, 0, length);
+            for line in (0..length).step_by(64) {
+                std::arch::x86_64::_mm_clflush(start.add(line));
+            }
+            std::arch::x86_64::_mm_mfence();
+            munmap(mapped, length)?;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

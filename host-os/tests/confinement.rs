@@ -294,7 +294,7 @@ fn what_cannot_be_confined_is_not_started() {
 #[test]
 fn a_control_group_bounds_memory_and_processes() {
     use host_os::confine::cgroup::{Limits, ROOT, make};
-    let limits = Limits { memory: 64 << 20, processes: 20, processors: 1 };
+    let limits = Limits { memory: 64 << 20, processes: 20, processors: 1, bounds: None };
     let name = format!("redoubt-test-{}", std::process::id());
     let group = match make(Path::new(ROOT), &name, &limits) {
         Ok(group) => group,

@@ -20,6 +20,8 @@ use std::{
 
 /// zstd level of the initrd. 19 is slow to pack and as quick to unpack as any other.
 const ZSTD_LEVEL: i32 = 19;
+/// Whom the guest trusts for releases, as its PID 1 reads it.
+const ROOT: &str = "root.json";
 /// SEV_FEATURES of the VMSA: SNP active.
 const GUEST_FEATURES: u64 = 1;
 
@@ -53,10 +55,11 @@ pub mod input_names {
     pub const CARGO_LOCK: &str = "cargo-lock";
 }
 
-/// Builds what a guest consists of: kernel, initrd, firmware, and the kernel's configuration for auditors.
-pub fn files(workshop: &Workshop, recipe: &Recipe) -> Result<Content> {
+/// Builds what a guest consists of: kernel, initrd, firmware, and the kernel's configuration for auditors. With `root` it
+/// can judge releases, and hand its key over to a blessed one.
+pub fn files(workshop: &Workshop, recipe: &Recipe, root: Option<&[u8]>) -> Result<Content> {
     let kernel = kernel::build(workshop, kernel::GUEST, &recipe.kernel)?;
-    let initrd = initrd(workshop, &programs::build(workshop, recipe)?)?;
+    let initrd = initrd(workshop, &programs::build(workshop, recipe)?, root)?;
     let firmware = firmware::build(workshop, &recipe.firmware)?;
     let mut content = Content::new();
     for (name, path) in [
@@ -134,9 +137,9 @@ pub(crate) fn commit(repository: &Path) -> String {
 }
 
 /// The initrd with the two programs, packed once for the same programs.
-fn initrd(workshop: &Workshop, programs: &programs::Programs) -> Result<PathBuf> {
+fn initrd(workshop: &Workshop, programs: &programs::Programs, root: Option<&[u8]>) -> Result<PathBuf> {
     let (guest_os, replica) = (files::read(&programs.guest_os)?, files::read(&programs.replica)?);
-    let archive = cpio::archive(&mut [
+    let mut entries = vec![
         Entry { path: "dev", kind: Kind::Directory },
         // The kernel opens it for PID 1 before anything is mounted.
         Entry { path: "dev/console", kind: Kind::CharacterDevice { major: 5, minor: 1 } },
@@ -148,7 +151,9 @@ fn initrd(workshop: &Workshop, programs: &programs::Programs) -> Result<PathBuf>
         Entry { path: "run", kind: Kind::Directory },
         Entry { path: "sys", kind: Kind::Directory },
         Entry { path: "tmp", kind: Kind::Directory },
-    ])?;
+    ];
+    entries.extend(root.map(|root| Entry { path: ROOT, kind: Kind::File(root) }));
+    let archive = cpio::archive(&mut entries)?;
     let key = Key::default().with("archive", &archive).with("level", ZSTD_LEVEL.to_le_bytes());
     let entry = workshop.cache.entry("initrd", key, |dir| {
         let place = dir.join("initrd.zst");

@@ -44,14 +44,20 @@ pub struct Release {
 pub fn release(workshop: &Workshop, profile: Profile, scope: Scope) -> Result<Release> {
     let recipe = recipe::recipe(&workshop.repository, profile)?;
     // Whether all is there shows at once, not after an hour.
-    let trust = if scope == Scope::Whole { trust::of_profile(workshop, profile)? } else { None };
+    let trust = match (scope, trust::of_profile(workshop, profile)) {
+        (_, Ok(trust)) => trust,
+        // A guest alone has nobody to hand its key to.
+        (Scope::Guest, Err(_)) => None,
+        (Scope::Whole, Err(error)) => return Err(error),
+    };
     // Both halves take these; made before, they are made once.
     toolchain::open(&workshop.cache, &workshop.inputs)?;
     vendor::open(&workshop.cache, &workshop.repository, &workshop.inputs.sources)?;
     // At the same time, because no compiler keeps all processors busy to its end.
+    let root = trust.as_ref().map(|trust| trust.root.as_slice());
     let (guest, host) = thread::scope(|threads| {
-        let host = (scope == Scope::Whole).then(|| threads.spawn(|| host::build(workshop, profile)));
-        let guest = guest::files(workshop, &recipe);
+        let host = (scope == Scope::Whole).then(|| threads.spawn(|| host::build(workshop, profile, root)));
+        let guest = guest::files(workshop, &recipe, root);
         (guest, host.map(|host| host.join().unwrap_or_else(|panic| resume_unwind(panic))))
     });
     let mut content = guest?;

@@ -5,6 +5,7 @@ use crate::operator::Remote;
 use crate::output::{Failure, Output, Reply, print_line};
 use clap::Args;
 use host_os::console::printable;
+use host_os::log::{Entry, Reader};
 use serde_json::json;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
@@ -35,9 +36,16 @@ pub(crate) struct Logs {
 }
 
 pub(crate) fn run(args: &Logs, output: &Output) -> Result<Reply, Failure> {
-    let file = if args.console { "console" } else { "agent" };
-    if let Some(text) = args.remote.get(&format!("/v1/logs?file={file}&lines={}", args.lines))? {
-        String::from_utf8_lossy(&text).lines().all(|line| print(line, output));
+    let (file, format) = match (args.console, output.json) {
+        (true, _) => ("console", "text"),
+        (false, false) => ("agent", "text"),
+        (false, true) => ("agent", "json"),
+    };
+    let path = format!("/v1/logs?file={file}&lines={}&format={format}", args.lines);
+    if let Some(text) = args.remote.get(&path)? {
+        let show =
+            |line: &str| if args.console { print(line, output) } else { print_line(&printable(line, WIDTH)) };
+        String::from_utf8_lossy(&text).lines().all(show);
         return Ok(Reply::silent());
     }
     let node = args.node.node()?;
@@ -45,21 +53,43 @@ pub(crate) fn run(args: &Logs, output: &Output) -> Result<Reply, Failure> {
     let failed = |error: &io::Error| {
         Failure::new("no-log", format!("cannot read {}: {error}; has a node run here?", path.display()))
     };
-    let mut file = File::open(&path).map_err(|error| failed(&error))?;
+    let shown = if args.console { console(&path, args, output) } else { agent(&path, args, output) };
+    shown.map_err(|error| failed(&error))?;
+    Ok(Reply::silent())
+}
+
+/// Shows entries of the agent's log; ends when nobody reads any more.
+fn agent(path: &Path, args: &Logs, output: &Output) -> io::Result<()> {
+    let mut log = Reader::open(path)?;
+    let mut entries = log.read()?;
+    entries.drain(..entries.len().saturating_sub(args.lines));
+    let show = |entry: &Entry| match output.json {
+        true => print_line(&serde_json::to_string(entry).unwrap_or_default()),
+        false => print_line(&entry.to_string()),
+    };
+    while entries.iter().all(show) && args.follow {
+        std::thread::sleep(Duration::from_millis(500));
+        entries = log.read()?;
+    }
+    Ok(())
+}
+
+fn console(path: &Path, args: &Logs, output: &Output) -> io::Result<()> {
+    let mut file = File::open(path)?;
     let mut lines = Lines::default();
-    let last = tail(&mut file, args.lines, &mut lines).map_err(|error| failed(&error))?;
+    let last = tail(&mut file, args.lines, &mut lines)?;
     let mut read_by_someone = last.iter().all(|line| print(line, output));
     while read_by_someone && args.follow {
         std::thread::sleep(Duration::from_millis(200));
-        let renamed = was_put_aside(&file, &path);
+        let renamed = was_put_aside(&file, path);
         let mut show = |line: &str| read_by_someone = read_by_someone && print(line, output);
-        lines.read(&mut file, &mut show).map_err(|error| failed(&error))?;
+        lines.read(&mut file, &mut show)?;
         // What the old file still got was read just now.
         if renamed {
-            file = File::open(&path).map_err(|error| failed(&error))?;
+            file = File::open(path)?;
         }
     }
-    Ok(Reply::silent())
+    Ok(())
 }
 
 /// A log is renamed when it is full; then its name leads to another file.

@@ -16,6 +16,7 @@ mod prometheus;
 mod releases;
 mod support;
 mod up;
+mod upgrade;
 
 use clap::{Parser, Subcommand};
 use output::Output;
@@ -44,6 +45,8 @@ enum Command {
     Support(support::Support),
     /// Start a node elsewhere again, its guest only, or from its other slot; or switch it off
     Reboot(orders::Reboot),
+    /// Bring a node a new release, or show how that goes
+    Upgrade(Box<upgrade::Upgrade>),
     /// Erase the keys of a node elsewhere for good, and prove it
     Decommission(orders::Decommission),
     /// Stop the node; what it stored stays
@@ -85,6 +88,7 @@ fn main() -> ExitCode {
         Command::Logs(args) => logs::run(&args, &output),
         Command::Support(args) => support::run(&args),
         Command::Reboot(args) => orders::reboot(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Decommission(args) => orders::decommission(&args),
         Command::Down(args) => node::down(&args),
         Command::Operator(command) => operator::run(command),

@@ -115,6 +115,17 @@ impl Remote {
     }
 }
 
+impl Remote {
+    /// What the node elsewhere answers to these bytes of JSON; `None` if no node elsewhere was named.
+    pub(crate) fn post(&self, path: &str, body: Vec<u8>) -> Result<Option<Vec<u8>>, Failure> {
+        let (Some(node), Some(node_key)) = (&self.node, self.node_key) else { return Ok(None) };
+        let identity = self.key.as_deref().map(Identity::read).transpose()?;
+        let answer =
+            async { Ok(client::post(node, node_key, identity.as_ref(), path, body).await?.to_vec()) };
+        block_on(answer).map(Some)
+    }
+}
+
 /// What another program needs to ask a node elsewhere. Certificates are in PEM.
 pub(crate) struct Access<'a> {
     pub(crate) node: &'a str,

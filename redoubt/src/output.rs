@@ -68,6 +68,12 @@ impl From<host_os::bundle::ReleaseError> for Failure {
     }
 }
 
+impl From<host_os::upgrade::UpgradeError> for Failure {
+    fn from(error: host_os::upgrade::UpgradeError) -> Self {
+        Self::of(error.code(), &error)
+    }
+}
+
 impl From<host_os::node::NodeDirError> for Failure {
     fn from(error: host_os::node::NodeDirError) -> Self {
         Self::of(error.code(), &error)

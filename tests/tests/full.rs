@@ -212,7 +212,11 @@ fn from_an_empty_disk_to_a_verified_guest_and_to_the_end_of_the_node() -> Result
     let signed = json(ended)?;
     ensure!(signed["public_key"] == identity.as_str(), "{signed:#}");
     let erased = signed["statement"]["erased"].as_array().context("nothing erased")?;
-    ensure!(erased.iter().any(|entry| entry["what"] == "the guest's vault (disk)" && entry["bytes"] != 0));
+    ensure!(
+        erased
+            .iter()
+            .any(|entry| entry["what"] == "the guest's vault (disk of slot A)" && entry["bytes"] != 0)
+    );
     ensure!(
         erased.iter().any(|entry| entry["what"] == "the node's key and configuration" && entry["bytes"] != 0)
     );

@@ -389,9 +389,9 @@ pub enum Boot {
 impl<R: Copy> Part<R> {
     /// What is started when the machine, or the guest, comes up. `may_run` holds a release against its hashes and the
     /// blessing, **at this moment**: what was right when it was staged may have been changed or revoked since.
-    pub fn boot(&self, may_run: impl Fn(R) -> bool) -> Boot {
+    pub fn boot(&self, may_run: impl Fn(Slot, R) -> bool) -> Boot {
         let usable = |slot: Slot| match self.content(slot) {
-            Content::Release(release) => self.has_key(slot) && may_run(*release),
+            Content::Release(release) => self.has_key(slot) && may_run(slot, *release),
             Content::Partial => false,
         };
         let (active, other) = (self.active, self.active.other());

@@ -98,10 +98,10 @@ impl World {
             Event::Withdrawn => !other,
             Event::FetchDone => release.is_some(),
             Event::Rescued => {
-                part.boot(|release| self.may_run(release)) == Boot::Recovery
+                part.boot(|_, release| self.may_run(release)) == Boot::Recovery
                     && release.is_some_and(|release| self.may_run(release))
             }
-            Event::NothingBoots => part.boot(|release| self.may_run(release)) == Boot::Recovery,
+            Event::NothingBoots => part.boot(|_, release| self.may_run(release)) == Boot::Recovery,
             // Comes with a power cut or alone to the guest; the host's crash is a power cut.
             Event::Crash => which == Which::Guest,
             _ => true,
@@ -159,7 +159,7 @@ impl World {
     /// Never unblessed booted, never below the epoch.
     fn check_boot(&self, which: Which, seen: &mut Seen) {
         let part = self.node.part(which);
-        match part.boot(|release| self.may_run(release)) {
+        match part.boot(|_, release| self.may_run(release)) {
             Boot::Slot(slot) => {
                 seen.boots += 1;
                 let Content::Release(release) = *part.content(slot) else { panic!("an empty slot boots") };
@@ -188,7 +188,7 @@ impl World {
                 }
             }
             // A node that was let alone by disk and release owners starts from a slot, whenever the power goes.
-            let boots = part.boot(|release| self.may_run(release)) != Boot::Recovery;
+            let boots = part.boot(|_, release| self.may_run(release)) != Boot::Recovery;
             if !boots && !self.rotted && !self.revoked {
                 return Err(format!("{which:?}: nothing starts"));
             }
@@ -313,7 +313,7 @@ fn a_good_and_a_bad_upgrade() {
     assert_eq!(done.content[1], Content::Release(Release::New));
     let bad = run(&[&staged[..], &[Try, BootFailed, BootFailed, BootFailed, Reverted]].concat());
     assert_eq!((bad.phase, bad.active, bad.keys), (Phase::Failed, Slot::A, [true, false]));
-    assert_eq!(bad.boot(|_| true), Boot::Slot(Slot::A));
+    assert_eq!(bad.boot(|_, _| true), Boot::Slot(Slot::A));
     // The way back is gone once the next release overwrites it.
     let again =
         [&staged[..], &[Try, HealthOk, Commit, OldKeyErased, FetchDone, VerifyOk, StageBegun]].concat();

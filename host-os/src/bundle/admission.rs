@@ -19,27 +19,39 @@ pub const SEEN_FILE: &str = "seen.json";
 /// anything is launched. Returns why the node hands out no keys, if its blessing has expired.
 ///
 /// A release for real processors needs a blessing beside its manifest; one for virtual nodes is held against it if there is
-/// one.
+/// one. A release that is only tried is not kept as the one that the node has committed to.
 pub fn admit(
     root: &Root,
     manifest: &Path,
     release: &ApprovedManifest,
     node: &Path,
+    tried: bool,
 ) -> Result<Option<Refusal>, ReleaseError> {
-    admit_anchored(root, manifest, release, node, &mut Anchor::of_machine()?)
+    admit_anchored(root, manifest, release, node, tried, &mut Anchor::of_machine()?)
 }
 
-/// The same with a TPM's counter, if there is one.
-fn admit_anchored(
+/// Whether a release may be brought to the node as its next one: the blessing beside its manifest names it, now. Nothing is
+/// kept.
+pub fn admissible(
     root: &Root,
     manifest: &Path,
     release: &ApprovedManifest,
     node: &Path,
-    anchor: &mut Option<Anchor>,
-) -> Result<Option<Refusal>, ReleaseError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs());
-    let path = node.join(SEEN_FILE);
-    let seen = match read(&path) {
+) -> Result<(), ReleaseError> {
+    let refused = |source| ReleaseError::Refused { path: manifest.to_owned(), source: Box::new(source) };
+    let statement = read(&manifest.with_file_name(BLESSING_FILE))?;
+    let seen = seen(&node.join(SEEN_FILE), &mut Anchor::of_machine()?)?;
+    let standing = blessing::accept(root, root, &statement, &seen, now()).map_err(refused)?;
+    standing.may_have_keys(release).map(|_| ()).map_err(refused)
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
+}
+
+/// What the node has seen; with a TPM, held against its counter.
+fn seen(path: &Path, anchor: &mut Option<Anchor>) -> Result<Seen, ReleaseError> {
+    let seen = match read(path) {
         Ok(bytes) => Seen::from_bytes(&bytes)?,
         Err(ReleaseError::Unreadable { source, .. }) if source.kind() == ErrorKind::NotFound => {
             Seen::default()
@@ -49,13 +61,39 @@ fn admit_anchored(
     if let Some(anchor) = anchor {
         anchor.check(&seen)?;
     }
+    Ok(seen)
+}
+
+/// The same with a TPM's counter, if there is one.
+fn admit_anchored(
+    root: &Root,
+    manifest: &Path,
+    release: &ApprovedManifest,
+    node: &Path,
+    tried: bool,
+    anchor: &mut Option<Anchor>,
+) -> Result<Option<Refusal>, ReleaseError> {
+    let path = node.join(SEEN_FILE);
+    let seen = seen(&path, anchor)?;
     let file = manifest.with_file_name(BLESSING_FILE);
     let refused = |source| ReleaseError::Refused { path: manifest.to_owned(), source: Box::new(source) };
     let (next, stale) = match read(&file) {
-        Ok(statement) => {
-            let standing = blessing::accept(root, root, &statement, &seen, now).map_err(refused)?;
+        Ok(beside) => {
+            let latest = node.join(BLESSING_FILE);
+            let (standing, statement) = match blessing::accept(root, root, &beside, &seen, now()) {
+                // A later one came since with another release; it speaks for this one too.
+                Err(Refusal::BlessingRolledBack { .. }) if latest.exists() => {
+                    let latest = read(&latest)?;
+                    (blessing::accept(root, root, &latest, &seen, now()).map_err(refused)?, latest)
+                }
+                standing => (standing.map_err(refused)?, beside),
+            };
             // What forbids is kept, whatever becomes of this release.
             write(&path, &seen, standing.seen(), anchor)?;
+            if read(&latest).ok().as_deref() != Some(&statement) {
+                write_atomically(&latest, &statement)
+                    .map_err(|source| ReleaseError::Unwritable { path: latest, source })?;
+            }
             match standing.may_launch(release).map_err(refused)? {
                 Launch::Blessed(_) => (*standing.seen(), None),
                 Launch::Stale(why) => (*standing.seen(), Some(why)),
@@ -73,6 +111,9 @@ fn admit_anchored(
         }
         Err(error) => return Err(error),
     };
+    if tried {
+        return Ok(stale);
+    }
     let committed = next.after_commit(release.digest(), release.manifest().security_epoch);
     write(&path, &next, &committed, anchor)?;
     Ok(stale)
@@ -119,7 +160,7 @@ mod tests {
 
         fn release(&self, release: &ApprovedManifest) -> Result<Option<Refusal>, ReleaseError> {
             let root = development::root().unwrap();
-            admit(&root, &self.0.path().join("manifest.json"), release, self.0.path())
+            admit(&root, &self.0.path().join("manifest.json"), release, self.0.path(), false)
         }
 
         fn bless(&self, version: u64, expires: u64, release: &ApprovedManifest) {
@@ -200,7 +241,7 @@ mod tests {
         let (manifest, seen) = (node.path().join("manifest.json"), node.path().join(SEEN_FILE));
         let admit = || {
             let mut anchor = Some(Anchor::new(Box::new(Counter(counter.clone())), BASE));
-            admit_anchored(&root, &manifest, &golden, node.path(), &mut anchor)
+            admit_anchored(&root, &manifest, &golden, node.path(), false, &mut anchor)
         };
         admit().unwrap();
         assert_eq!(counter.load(Ordering::Relaxed), BASE + 4, "the golden manifest's epoch");
@@ -215,6 +256,37 @@ mod tests {
         counter.store(BASE + 2, Ordering::Relaxed);
         admit().unwrap();
         assert_eq!(counter.load(Ordering::Relaxed), BASE + 4);
+    }
+
+    #[test]
+    fn a_tried_release_raises_nothing() {
+        let node = Node(tempfile::tempdir().unwrap());
+        let golden = verify(GOLDEN, &development::root().unwrap()).unwrap();
+        let root = development::root().unwrap();
+        let path = node.0.path().join("manifest.json");
+        let allowed = || admissible(&root, &path, &golden, node.0.path());
+        assert_eq!(allowed().unwrap_err().code(), "release-unreadable", "without a blessing");
+        node.bless(7, 1 << 40, &golden);
+        allowed().unwrap();
+        admit(&root, &path, &golden, node.0.path(), true).unwrap();
+        let seen = || Seen::from_bytes(&std::fs::read(node.0.path().join(SEEN_FILE)).unwrap()).unwrap();
+        assert_eq!((seen().blessing_version, seen().release), (7, None));
+        admit(&root, &path, &golden, node.0.path(), false).unwrap();
+        assert_eq!(seen().release, Some(golden.digest()));
+        // The committed one's own blessing is older than what came with another release, which names both or does not.
+        let beside = node.0.path().join("other");
+        std::fs::create_dir(&beside).unwrap();
+        std::fs::rename(node.0.path().join(BLESSING_FILE), beside.join(BLESSING_FILE)).unwrap();
+        let back = |node: &Node| admit(&root, &beside.join("m"), &golden, node.0.path(), false);
+        node.bless(9, 1 << 40, &golden);
+        admit(&root, &path, &golden, node.0.path(), true).unwrap();
+        back(&node).unwrap();
+        std::fs::remove_file(node.0.path().join(BLESSING_FILE)).unwrap();
+        assert_eq!(code(back(&node)), "blessing-rolled-back", "no later one is kept");
+        node.bless(10, 2, &golden);
+        assert_eq!(allowed().unwrap_err().code(), "blessing-expired", "it runs on, and is not brought");
+        node.bless(6, 1 << 40, &golden);
+        assert_eq!(allowed().unwrap_err().code(), "blessing-rolled-back");
     }
 
     #[test]

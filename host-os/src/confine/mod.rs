@@ -9,7 +9,7 @@
 pub mod cgroup;
 pub mod launcher;
 
-use crate::launch::{Launch, Platform};
+use crate::launch::{Launch, Platform, Serving};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -106,9 +106,18 @@ impl Plan {
             allow("/proc", Right::Read, true),
             allow("/dev/null", Right::Device, false),
             allow("/dev/urandom", Right::Device, false),
-            Allowed { path: launch.nvram.clone(), right: Right::Write, optional: false },
             Allowed { path: launch.disk.clone(), right: Right::Write, optional: false },
         ];
+        if let Some(Serving { nvram, .. }) = &launch.serving {
+            let right = if nvram.nvdimm.is_some() { Right::Device } else { Right::Write };
+            files.push(Allowed { path: nvram.path.clone(), right, optional: false });
+            let described = nvram.nvdimm.iter().flat_map(|nvdimm| &nvdimm.described);
+            files.extend(described.map(|path| Allowed {
+                path: path.clone(),
+                right: Right::Read,
+                optional: true,
+            }));
+        }
         if level == Level::Process {
             // Where distributions keep the list of libraries; a host has none.
             files.push(allow("/etc/ld.so.cache", Right::Read, true));
@@ -125,7 +134,10 @@ impl Plan {
         Self {
             level,
             files,
-            network: Network::Port(launch.https_port),
+            network: launch
+                .serving
+                .as_ref()
+                .map_or(Network::Device, |serving| Network::Port(serving.https_port)),
             processes: THREADS + u64::from(launch.measured.vcpus),
             cgroup,
         }

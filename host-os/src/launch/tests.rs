@@ -20,10 +20,17 @@ fn example(accel: Accel) -> Launch {
             guest_features: 1,
         },
         memory_mib: 1024,
-        nvram: "/var/a,b/nvram.img".into(),
-        nvram_bytes: 512 << 20,
         disk: "/var/a,b/disk.img".into(),
-        https_port: 18443,
+        serving: Some(Serving {
+            nvram: Nvram {
+                path: "/var/a,b/nvram.img".into(),
+                bytes: 512 << 20,
+                nvdimm: None,
+                text: String::new(),
+            },
+            placement: None,
+            https_port: 18443,
+        }),
         channels: Channels { console: 11, qmp: 12, host: 13 },
     }
 }
@@ -175,4 +182,71 @@ fn cpuid_tells_how_memory_is_encrypted() {
     assert_eq!(Encryption::from_cpuid(0x8000_0028, 0x10, 0x2f), Ok(Encryption { c_bit: 47 }));
     assert_eq!(Encryption::from_cpuid(0x8000_001e, 0x1f, 0x73), Err(EncryptionError::NoLeaf));
     assert_eq!(Encryption::from_cpuid(0x8000_0028, 0xf, 0x73), Err(EncryptionError::NoSnp { eax: 0xf }));
+}
+
+/// Two sockets, as a specification divides them.
+fn placed(mut launch: Launch, encrypted: bool) -> Launch {
+    use crate::placement::{Node, plan};
+    let node = |number: u32| Node {
+        number,
+        cores: vec![vec![2 * number, 2 * number + 4], vec![2 * number + 1, 2 * number + 5]],
+        memory_mib: (4096, 4096),
+        huge_pages: true,
+    };
+    let share = hwspec::Share { vcpus: 2, host_cores: 1, host_memory_mib: 2048, pin: true, huge_pages: true };
+    let placement = plan(&share, &[node(0), node(1)], encrypted).unwrap();
+    launch.memory_mib = placement.memory_mib;
+    launch.serving.as_mut().unwrap().placement = Some(placement);
+    launch
+}
+
+fn changes(before: Vec<OsString>, after: Vec<OsString>) -> Vec<String> {
+    let (before, after) = (lines(before), lines(after));
+    let before: std::collections::HashSet<_> = before.lines().collect();
+    after.lines().filter(|line| !before.contains(line)).map(str::to_owned).collect()
+}
+
+/// What is measured does not change: whoever divides the machine is not trusted.
+#[test]
+fn a_placement_changes_names_and_memory_and_not_the_measurement() {
+    let before = example(Accel::Kvm);
+    let after = placed(before.clone(), false);
+    assert_eq!(
+        changes(before.arguments(), after.arguments()),
+        [
+            "-name redoubt,debug-threads=on",
+            "-machine q35,usb=off,vmport=off,memory-backend=memory",
+            "-object memory-backend-memfd,id=memory,size=6144M,hugetlb=on,hugetlbsize=2M,prealloc=on,prealloc-threads=2,\
+             host-nodes=0-1,policy=interleave",
+            "-m 6144M",
+        ]
+    );
+    let before = snp(false);
+    let after = placed(before.clone(), true);
+    assert_eq!(
+        changes(before.arguments(), after.arguments()),
+        [
+            "-name redoubt,debug-threads=on",
+            "-object memory-backend-memfd,id=memory,size=6144M,share=on,prealloc=off,host-nodes=0-1,policy=interleave",
+            "-m 6144M",
+        ]
+    );
+    assert_eq!(before.measured.measurement().unwrap(), after.measured.measurement().unwrap());
+}
+
+#[test]
+fn an_nvdimm_is_a_device_that_qemu_may_use() {
+    use crate::confine::{Level, Plan, Right};
+    let mut launch = snp(false);
+    let described = vec!["/sys/devices/x/dax0.0".into(), "/sys/dev/char/252:0".into()];
+    let nvdimm = crate::nvram::device::Nvdimm { described, ..Default::default() };
+    launch.serving.as_mut().unwrap().nvram =
+        Nvram { path: "/dev/dax0.0".into(), bytes: 1 << 34, nvdimm: Some(nvdimm), text: String::new() };
+    let words = lines(launch.arguments());
+    let object = "-object memory-backend-file,id=nvram,share=on,size=17179869184,mem-path=/dev/dax0.0";
+    assert!(words.contains(object), "{words}");
+    let plan = Plan::new(Level::Full, "/usr/bin/q".as_ref(), &launch, None);
+    let right =
+        |path: &str| plan.files.iter().find(|file| file.path == std::path::Path::new(path)).unwrap().right;
+    assert_eq!((right("/dev/dax0.0"), right("/sys/dev/char/252:0")), (Right::Device, Right::Read));
 }

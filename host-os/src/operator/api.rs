@@ -5,6 +5,7 @@ use super::keys::{Operators, ShownKey};
 use super::orders::{Action, Holder, Order, OrderRefusal};
 use super::serve::Interface;
 use crate::status::metrics;
+use crate::upgrade::{self, UpgradeError};
 use axum::Extension;
 use axum::extract::{Query, Request, State};
 use axum::http::{StatusCode, header};
@@ -37,6 +38,7 @@ pub(super) fn router(interface: Interface) -> Router {
         .route("/v1/support", get(support))
         .route("/v1/challenge", get(challenge))
         .route("/v1/orders", post(order))
+        .route("/v1/upgrade", post(upgrade))
         .layer(axum::extract::DefaultBodyLimit::max(MAX_ORDER))
         .fallback(async || error(StatusCode::NOT_FOUND, "no-such-path", "there is nothing at this path"))
         .layer(from_fn_with_state(interface.clone(), only_operators))
@@ -108,6 +110,31 @@ async fn order(
     }
 }
 
+/// Only what is blessed is run, so that a request by an operator's key is enough.
+async fn upgrade(
+    State(interface): State<Interface>,
+    Extension(operator): Extension<Operator>,
+    body: Bytes,
+) -> Response {
+    let refused = |code: StatusCode, why: &UpgradeError| error(code, why.code(), why);
+    let order: upgrade::Order = match serde_json::from_slice(&body) {
+        Ok(order) => order,
+        Err(why) => return refused(StatusCode::BAD_REQUEST, &UpgradeError::Malformed(why)),
+    };
+    if let Err(why) = order.source.check_remote() {
+        return refused(StatusCode::BAD_REQUEST, &why.into());
+    }
+    let going = interface.shared.read().upgrade;
+    if !going.is_settled() {
+        return refused(StatusCode::CONFLICT, &UpgradeError::Running(going.phase));
+    }
+    tracing::warn!(operator = operator.name, manifest = order.source.manifest, "an upgrade is asked for");
+    match upgrade::Store::of(&interface.node).ask(&order) {
+        Ok(()) => axum::Json(json!({ "version": 1, "asked": order })).into_response(),
+        Err(why) => refused(StatusCode::INTERNAL_SERVER_ERROR, &why),
+    }
+}
+
 async fn status(State(interface): State<Interface>) -> Response {
     axum::Json(interface.shared.read()).into_response()
 }
@@ -129,6 +156,18 @@ struct Logs {
     file: LogFile,
     #[serde(default = "hundred")]
     lines: usize,
+    #[serde(default)]
+    format: Format,
+}
+
+/// Of the agent's log; the console has lines only.
+#[derive(Deserialize, Default)]
+#[serde(rename_all = "lowercase")]
+enum Format {
+    #[default]
+    Text,
+    /// One entry on each line.
+    Json,
 }
 
 #[derive(Deserialize, Default)]
@@ -144,11 +183,14 @@ fn hundred() -> usize {
 }
 
 async fn logs(State(interface): State<Interface>, Query(asked): Query<Logs>) -> Response {
-    let path = match asked.file {
-        LogFile::Agent => interface.node.agent_log(),
-        LogFile::Console => interface.node.console_log(),
+    let Logs { file, lines, format } = asked;
+    let read = move || match file {
+        LogFile::Agent => {
+            bundle::last_entries(&interface.node.agent_log(), lines, matches!(format, Format::Json))
+        }
+        LogFile::Console => bundle::last_lines(&interface.node.console_log(), lines),
     };
-    match tokio::task::spawn_blocking(move || bundle::last_lines(&path, asked.lines)).await {
+    match tokio::task::spawn_blocking(read).await {
         Ok(Ok(text)) => ([(header::CONTENT_TYPE, "text/plain; charset=utf-8")], text).into_response(),
         Ok(Err(why)) => error(StatusCode::NOT_FOUND, "no-log", why),
         Err(why) => error(StatusCode::INTERNAL_SERVER_ERROR, "no-log", why),

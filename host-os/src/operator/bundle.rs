@@ -28,18 +28,21 @@ pub fn pack(status: &Status, history: &[Sample], node: &NodeDir, now_unix_s: u64
     if let Some(record) = node.read_record() {
         add("agent.json", &serde_json::to_vec_pretty(&record)?)?;
     }
-    for log in [node.agent_log(), node.console_log()] {
-        for path in with_older(&log) {
-            match File::open(&path) {
-                Ok(file) => {
-                    let mut bytes = Vec::new();
-                    file.take(MAX_LOG).read_to_end(&mut bytes)?;
-                    let name = path.file_name().unwrap_or_default().to_string_lossy();
-                    add(&name, &bytes)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
+    match last_entries(&node.agent_log(), usize::MAX, true) {
+        Ok(text) => add("agent.jsonl", text.as_bytes())?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    for path in with_older(&node.console_log()) {
+        match File::open(&path) {
+            Ok(file) => {
+                let mut bytes = Vec::new();
+                file.take(MAX_LOG).read_to_end(&mut bytes)?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                add(&name, &bytes)?;
             }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     tar.into_inner()
@@ -52,6 +55,16 @@ fn with_older(log: &Path) -> Vec<PathBuf> {
         PathBuf::from(name)
     });
     std::iter::once(log.to_owned()).chain(older).collect()
+}
+
+/// The last entries of the agent's log, a line each: for people, or as JSON.
+pub fn last_entries(path: &Path, count: usize, json: bool) -> io::Result<String> {
+    let entries = crate::log::last(path, count)?;
+    let line = |entry: crate::log::Entry| match json {
+        true => serde_json::to_string(&entry).unwrap_or_default() + "\n",
+        false => format!("{entry}\n"),
+    };
+    Ok(entries.into_iter().map(line).collect())
 }
 
 /// The last lines of a log, at most 1 MiB of them.
@@ -78,8 +91,8 @@ mod tests {
     fn a_bundle_holds_status_and_logs_and_no_key() {
         let directory = tempfile::tempdir().unwrap();
         let node = NodeDir::at(directory.path());
-        std::fs::write(node.agent_log(), "now\n").unwrap();
-        std::fs::write(directory.path().join("agent.log.2"), "before\n").unwrap();
+        crate::log::tests::write(&node.agent_log(), &["before", "now"]);
+        std::fs::write(directory.path().join("console.log.2"), "before\n").unwrap();
         std::fs::write(node.host_key(), "secret").unwrap();
         let bytes = pack(&crate::status::tests::example(), &[Sample::default()], &node, 7).unwrap();
         let mut archive = tar::Archive::new(bytes.as_slice());
@@ -87,7 +100,7 @@ mod tests {
         for entry in archive.entries().unwrap() {
             names.push(entry.unwrap().path().unwrap().display().to_string());
         }
-        let expected = ["status.json", "history.json", "metrics.txt", "agent.log", "agent.log.2"];
+        let expected = ["status.json", "history.json", "metrics.txt", "agent.jsonl", "console.log.2"];
         assert_eq!(names, expected.map(|name| format!("redoubt-support/{name}")));
         assert!(!bytes.windows(6).any(|window| window == b"secret"));
     }

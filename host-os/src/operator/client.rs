@@ -86,6 +86,17 @@ pub async fn get(
     request(node, node_key, identity, Method::GET, path, Vec::new()).await
 }
 
+/// `POST path` of the node, with JSON.
+pub async fn post(
+    node: &str,
+    node_key: [u8; 32],
+    identity: Option<&Identity>,
+    path: &str,
+    body: Vec<u8>,
+) -> Result<Bytes, OperateError> {
+    request(node, node_key, identity, Method::POST, path, body).await
+}
+
 /// Has the node do something. `agreed` is asked with the node's name before the order is given, and can refuse.
 /// A statement of what was erased comes back from a node that was decommissioned.
 pub async fn order<E: From<OperateError>>(
@@ -199,7 +210,7 @@ mod tests {
             let shared = Shared::new(crate::status::tests::example(), Instant::now());
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            std::fs::write(node.agent_log(), "one\ntwo\n").unwrap();
+            crate::log::tests::write(&node.agent_log(), &["one", "two"]);
             let (commands, received) = tokio::sync::mpsc::channel(4);
             let orders = crate::operator::carry::Orders::new(hex::encode(key), None, None, commands);
             tokio::spawn(serve(listener, identity, Interface { shared, node, orders }));
@@ -231,7 +242,10 @@ mod tests {
         let status = server.get(Some(&alice), "/v1/status").await.unwrap();
         let status: crate::status::Status = serde_json::from_slice(&status).unwrap();
         assert_eq!(status.state, "ready");
-        assert_eq!(server.get(Some(&alice), "/v1/logs?lines=1").await.unwrap(), "two\n");
+        let line = server.get(Some(&alice), "/v1/logs?lines=1").await.unwrap();
+        assert!(line.ends_with(b"Z  INFO two\n"), "{line:?}");
+        let entry = server.get(Some(&alice), "/v1/logs?lines=1&format=json").await.unwrap();
+        assert_eq!(serde_json::from_slice::<crate::log::Entry>(&entry).unwrap().message, "two");
         assert!(server.get(Some(&alice), "/v1/support").await.unwrap().len() > 1024);
         assert_eq!(server.get(Some(&alice), "/v1/other").await.unwrap_err().code(), "no-such-path");
     }

@@ -28,11 +28,14 @@ use std::{
         fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
+    path::Path,
     process::{Child, Command, Stdio},
     thread::sleep,
     time::{Duration, Instant},
 };
 
+/// Whom the agent trusts for releases, in the verified root.
+const ROOT: &str = "/etc/redoubt/root.json";
 /// The agent is this program.
 const PROGRAM: &str = "/proc/self/exe";
 /// Between two looks at the clock.
@@ -98,6 +101,7 @@ fn start(line: &CommandLine, agent: &mut Option<Agent>) -> Event {
             .args(["run", "--node-dir", NODE, "--release", MANIFEST, "--profile", &line.profile])
             // This kernel has it wherever the processor does; a host that translates its guest would serve nobody.
             .args(["--accel", "kvm", "--under-pid1"])
+            .args(Path::new(ROOT).exists().then_some(["--root", ROOT]).into_iter().flatten())
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .env_clear()
             .env("PATH", "/usr/bin")

@@ -150,7 +150,9 @@ impl Release {
             qemu: "qemu-system-x86_64".into(),
             ignore_hardware: Vec::new(),
             policy: Policy::default(),
+            trial: Default::default(),
             confinement: host_os::confine::Level::Off,
+            placement: None,
             power: None,
         }
     }

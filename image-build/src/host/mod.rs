@@ -122,13 +122,13 @@ pub struct Parts {
     pub images: HostImages,
 }
 
-/// Builds the host of a profile.
-pub fn build(workshop: &Workshop, profile: Profile) -> Result<Parts> {
+/// Builds the host of a profile; `trusted` is the root that its releases are judged by.
+pub fn build(workshop: &Workshop, profile: Profile, trusted: Option<&[u8]>) -> Result<Parts> {
     let recipe = Recipe::read(&workshop.repository)?;
     let host = recipe.host(profile);
     let kernel = kernel::build(workshop, kernel::HOST, &recipe.kernel)?;
     let agent = programs::host_os(workshop, &host.features)?;
-    let root = root::build(workshop, &recipe.files, &agent)?;
+    let root = root::build(workshop, &recipe.files, &agent, trusted)?;
 
     let step = Step::start("host image", 0);
     let image = files::read(&root.image)?;

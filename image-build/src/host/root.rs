@@ -31,8 +31,13 @@ pub struct Root {
     pub sbom: PathBuf,
 }
 
-/// Builds the root with these files and this agent, or takes it from the cache.
-pub fn build(workshop: &Workshop, named: &BTreeMap<String, String>, agent: &Path) -> Result<Root> {
+/// Builds the root with these files, this agent and the root of trust for releases, or takes it from the cache.
+pub fn build(
+    workshop: &Workshop,
+    named: &BTreeMap<String, String>,
+    agent: &Path,
+    trusted: Option<&[u8]>,
+) -> Result<Root> {
     let tools = root::of_group(&workshop.cache, &workshop.inputs, IMAGE_TOOLS)?;
     let mut key = Key::default()
         .with("method", METHOD)
@@ -41,6 +46,9 @@ pub fn build(workshop: &Workshop, named: &BTreeMap<String, String>, agent: &Path
         .with("agent", sha256_file(agent)?);
     for package in workshop.inputs.lock.group(HOST_ROOT)? {
         key = key.with(&package.name, package.sha256.as_bytes());
+    }
+    if let Some(trusted) = trusted {
+        key = key.with("trusted", trusted);
     }
     for path in named.keys() {
         key = key.with("file", path);
@@ -51,7 +59,10 @@ pub fn build(workshop: &Workshop, named: &BTreeMap<String, String>, agent: &Path
         step.say("unpacking packages");
         let packages = workshop.inputs.files(HOST_ROOT)?;
         let files = tree::lay_out(&packages, named.keys().map(String::as_str), agent, &unpacked, &tree);
-        let files = files.map_err(HostError::from)?;
+        let mut files = files.map_err(HostError::from)?;
+        if let Some(trusted) = trusted {
+            files.insert(tree::TRUSTED.to_owned(), tree::own(&tree, tree::TRUSTED, trusted)?);
+        }
         let list = sbom::cyclonedx(env!("CARGO_PKG_VERSION"), &files);
         files::write(&dir.join("sbom.json"), format!("{list:#}\n"))?;
         step.say("packing");

@@ -22,6 +22,8 @@ use std::{
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 /// The loader in its package, and where programs name it.
 const LOADER: (&str, &str) = ("usr/lib64/ld-linux-x86-64.so.2", "lib64/ld-linux-x86-64.so.2");
+/// Whom the agent trusts for releases.
+pub const TRUSTED: &str = "etc/redoubt/root.json";
 /// The agent, PID 1.
 pub const AGENT: &str = "usr/bin/host-os";
 /// Folders on which something is mounted, or that PID 1 fills.
@@ -150,6 +152,17 @@ pub fn lay_out<'a>(
         }
     }
     Ok(laid_out)
+}
+
+/// Writes a file of our own that is no program.
+pub fn own(root: &Path, path: &str, content: &[u8]) -> Result<File<'static>, FileError> {
+    let target = root.join(path);
+    if let Some(parent) = target.parent() {
+        files::make_folder(parent)?;
+    }
+    files::write(&target, content)?;
+    let (sha256, size) = (Digest::of(content), content.len() as u64);
+    Ok(File { origin: Origin::Ours, sha256, size, executable: false })
 }
 
 /// Calls `each` with all files and links to files below `folder`: path below `top`, and the file itself.

@@ -119,7 +119,7 @@ fn agent(release: &Path) -> Result<Agent> {
             break status;
         }
         if let Some(ended) = agent.0.try_wait()? {
-            bail!("the agent ended: {ended}; see {}", dir.path().join("agent.log").display());
+            bail!("the agent ended: {ended}; see `redoubt logs --node-dir {}`", dir.path().display());
         }
         ensure!(started.elapsed() < LIMIT, "the node is not ready within {LIMIT:?}");
         std::thread::sleep(Duration::from_millis(200));

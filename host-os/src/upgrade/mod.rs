@@ -1,0 +1,87 @@
+//! Upgrades of the guest: fetch, verify, stage, hand the key over, try, and commit or go back.
+//!
+//! The phases and what follows from what is the crate [`upgrade`]'s; here is what is done in each.
+
+pub mod delta;
+pub(crate) mod driver;
+mod fetch;
+pub mod hand_over;
+mod store;
+
+pub use driver::{Order, Patience, UpgradeStatus};
+pub use fetch::{FetchError, Source};
+pub use store::{Store, StoreError};
+
+use crate::bundle::ReleaseError;
+use crate::check::CheckError;
+use hand_over::CarryError;
+use std::path::PathBuf;
+use upgrade::machine::Unexpected;
+
+/// An upgrade cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum UpgradeError {
+    /// Something cannot be fetched.
+    #[error(transparent)]
+    Fetch(#[from] FetchError),
+    /// The release is refused.
+    #[error(transparent)]
+    Release(#[from] ReleaseError),
+    /// Record, audit log or slot.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The order cannot be kept or read.
+    #[error("cannot keep the order in {path}: {source}; check its owner, mode and the free space")]
+    Order {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The files were exchanged since they were looked at.
+    #[error("another release lies there than the one that was verified; ask for the upgrade again")]
+    AnotherRelease,
+    /// Both slots are bad.
+    #[error(
+        "neither slot has a release that may run; put a blessed release into the node's directory and start anew"
+    )]
+    NothingBoots,
+    /// The machine or the release is not fit for a launch.
+    #[error(transparent)]
+    Check(#[from] CheckError),
+    /// No key passed.
+    #[error(transparent)]
+    HandOver(#[from] CarryError),
+    /// The node is being stopped.
+    #[error("the agent is ending; the upgrade goes on with its next start")]
+    AgentEnded,
+    /// One is under way.
+    #[error("an upgrade is {0}; wait for its end, `redoubt upgrade status` shows it")]
+    Running(String),
+    /// An order that is none.
+    #[error("the order to upgrade cannot be read: {0}")]
+    Malformed(#[source] serde_json::Error),
+    /// A defect of the driver.
+    #[error(transparent)]
+    Unexpected(#[from] Unexpected),
+}
+
+impl UpgradeError {
+    /// A short fixed name, for scripts and tests.
+    pub fn code(&self) -> &str {
+        match self {
+            Self::Fetch(error) => error.code(),
+            Self::Release(error) => error.code(),
+            Self::Store(error) => error.code(),
+            Self::Order { .. } => "upgrade-store",
+            Self::AnotherRelease => "upgrade-another-release",
+            Self::NothingBoots => "upgrade-nothing-boots",
+            Self::Check(error) => error.code(),
+            Self::HandOver(error) => error.code(),
+            Self::AgentEnded => "agent-ended",
+            Self::Running(_) => "upgrade-running",
+            Self::Malformed(_) => "upgrade-order-malformed",
+            Self::Unexpected(_) => "upgrade-unexpected",
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! Upgrades of a running node: what is refused, what is committed, what goes back by itself.
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::{self, Signal};
+use release::{Blessing, Profile, Purpose, Signed};
+use serde_json::Value;
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+use tempfile::TempDir;
+use tests::{
+    Node, Setup, call, deploy_counter, json, mirror::Mirror, signed_by_development_keys, with_command_line,
+};
+
+/// For a guest under translation, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
+}
+
+fn signed(content: Blessing, signers: &[usize]) -> Result<Vec<u8>> {
+    let mut envelope = Signed::new(content)?;
+    for index in signers {
+        release::sign(&mut envelope, &release::development::signing_keys()?[*index])?;
+    }
+    Ok(envelope.to_bytes())
+}
+
+fn digest(directory: &Path) -> Result<release::Digest> {
+    let bytes = fs::read(directory.join("manifest.json"))?;
+    Ok(release::verify(&bytes, &release::development::root()?)?.digest())
+}
+
+/// What a blessing says, and who signs it.
+#[derive(Clone)]
+struct Words {
+    version: u64,
+    expires: u64,
+    epoch: u64,
+    signers: Vec<usize>,
+}
+
+impl Words {
+    fn version(version: u64) -> Self {
+        Self { version, expires: now() + 86_400, epoch: 0, signers: vec![0, 1] }
+    }
+
+    /// Puts a blessing of these releases beside the first.
+    fn beside(&self, releases: &[&Path]) -> Result<()> {
+        let names: Result<BTreeMap<_, _>> =
+            releases.iter().map(|release| Ok((digest(release)?, Purpose::Node))).collect();
+        let blessing = Blessing {
+            version: self.version,
+            profile: Profile::Virtual,
+            issued: 1,
+            expires: self.expires,
+            security_epoch: self.epoch,
+            releases: names?,
+            revoked: Default::default(),
+        };
+        let to = releases.first().context("no release")?.join(release::BLESSING_FILE);
+        Ok(fs::write(to, signed(blessing, &self.signers)?)?)
+    }
+}
+
+/// What `redoubt upgrade --wait` says.
+fn upgrade(node: &Node, manifest: &str) -> Result<Value> {
+    let words = ["--json", "--wait", manifest].map(OsStr::new);
+    let output = node.redoubt("upgrade", &words)?;
+    serde_json::from_slice(&output.stdout).with_context(|| format!("no JSON: {}", tests::text(&output)))
+}
+
+/// A release that is this one with another measurement.
+fn other(setup: &Setup, watchdog: u32) -> Result<TempDir> {
+    let copy = setup.copy_of_release()?;
+    with_command_line(copy.path(), &format!("redoubt.watchdog={watchdog}"))?;
+    Ok(copy)
+}
+
+fn bless(directory: &Path) -> Result<()> {
+    Words::version(2).beside(&[directory])
+}
+
+fn flip(path: &Path) -> Result<()> {
+    let mut bytes = fs::read(path)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    Ok(fs::write(path, bytes)?)
+}
+
+/// Signs the manifest anew, by these of the development keys.
+fn sign(directory: &Path, keys: &[usize]) -> Result<()> {
+    let keys: Vec<_> = release::development::signing_keys()?
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, key)| keys.contains(&index).then_some(key))
+        .collect();
+    tests::signed_by(directory, &keys, |_| {})
+}
+
+/// A change to a good release, and the name of the refusal.
+type Refused = (&'static str, &'static str, fn(&Path) -> Result<()>);
+
+#[test]
+fn only_what_is_blessed_is_brought_and_a_good_release_is_committed() -> Result<()> {
+    let Some(setup) = Setup::find() else { return Ok(()) };
+    let node = Node::new(&setup)?;
+    json(node.up_with(&setup.release, &["--healthy", "2"])?)?;
+    let url = node.url()?;
+    let canister = deploy_counter(&url)?;
+    ensure!(call(&url, &canister, "inc")? == 0);
+    let first = node.status()?;
+
+    let good = other(&setup, 61)?;
+    let refused: Vec<Refused> = vec![
+        ("unsigned", "manifest-threshold-not-met", |dir| sign(dir, &[])),
+        ("m-1 signatures", "manifest-threshold-not-met", |dir| sign(dir, &[0])),
+        ("an image bit flipped", "fetch-wrong-file", |dir| {
+            bless(dir).and_then(|()| flip(&dir.join("vmlinuz")))
+        }),
+        ("no blessing", "fetch-failed", |_| Ok(())),
+        ("an expired blessing", "blessing-expired", |dir| {
+            Words { expires: now() - 10, ..Words::version(2) }.beside(&[dir])
+        }),
+        ("a blessing with m-1 signatures", "blessing-threshold-not-met", |dir| {
+            Words { signers: vec![0], ..Words::version(2) }.beside(&[dir])
+        }),
+        ("a blessing of another release", "release-not-blessed", |dir| {
+            let another = other(&Setup::find().context("no set-up")?, 63)?;
+            bless(another.path())?;
+            fs::copy(another.path().join("blessing.json"), dir.join("blessing.json"))?;
+            Ok(())
+        }),
+        ("a lower epoch", "release-below-epoch", |dir| {
+            Words { epoch: 9, ..Words::version(2) }.beside(&[dir])
+        }),
+        ("mix and match: another manifest's files", "fetch-wrong-file", |dir| {
+            signed_by_development_keys(dir, 2, |manifest| manifest.guest.files.initrd.sha256.0[0] ^= 1)?;
+            bless(dir)
+        }),
+        ("a measurement that is not its images'", "measurement-differs", |dir| {
+            signed_by_development_keys(dir, 2, |manifest| {
+                for entry in &mut manifest.guest.measurements {
+                    entry.measurement.0[0] ^= 1;
+                }
+            })?;
+            bless(dir)
+        }),
+    ];
+    for (what, code, change) in &refused {
+        let bad = TempDir::new()?;
+        for entry in fs::read_dir(good.path())? {
+            let entry = entry?;
+            fs::copy(entry.path(), bad.path().join(entry.file_name()))?;
+        }
+        change(bad.path()).context(*what)?;
+        let server = Mirror::of(bad.path())?;
+        let said = upgrade(&node, &format!("{}/manifest.json", server.url))?;
+        ensure!(said["code"] == *code, "{what}: {said:#}");
+    }
+    let status = node.status()?;
+    ensure!(status["restarts"] == 0 && status["state"] == "ready", "a refusal cost a restart: {status:#}");
+
+    // The good one, over a connection that breaks once.
+    bless(good.path())?;
+    let server = Mirror::of(good.path())?;
+    let broken = format!("{}/manifest.json", server.url);
+    server.cut_after(1 << 20);
+    let said = upgrade(&node, &broken)?;
+    ensure!(said["code"] == "fetch-failed", "{said:#}");
+    server.sent();
+    let said = upgrade(&node, &broken)?;
+    ensure!(said["code"] == "" && said["active"] == "b" && said["phase"] == "idle", "{said:#}");
+    let size = fs::metadata(good.path().join("initrd.zst"))?.len();
+    ensure!(server.sent() < size, "what was there was fetched again");
+
+    let second = node.wait_for("the new release", PATIENCE, |status| {
+        status["state"] == "ready" && !status["attested"].is_null()
+    })?;
+    ensure!(second["release"]["measurement"] != first["release"]["measurement"], "{second:#}");
+    ensure!(call(&url, &canister, "inc")? == 1, "the heap did not survive");
+
+    // The old release has no key any more: what would start it is gone, also after a restart.
+    node.down()?;
+    json(node.up_with(&setup.release, &["--healthy", "2"])?)?;
+    ensure!(node.status()?["release"]["digest"] == digest(good.path())?.to_string());
+    ensure!(call(&url, &canister, "inc")? == 2);
+    ensure!(!node.path().join("disk.img").exists(), "the old release's key is still there");
+    Ok(())
+}
+
+#[test]
+fn what_does_not_work_goes_back_by_itself() -> Result<()> {
+    let Some(setup) = Setup::find() else { return Ok(()) };
+    let node = Node::new(&setup)?;
+    let options = ["--healthy", "3", "--trial", "60"];
+    json(node.up_with(&setup.release, &options)?)?;
+    let url = node.url()?;
+    let canister = deploy_counter(&url)?;
+    ensure!(call(&url, &canister, "inc")? == 0);
+    let release = node.status()?["release"]["digest"].clone();
+
+    // It never boots: no key leaves the guest that runs.
+    let dead = setup.copy_of_release()?;
+    with_command_line(dead.path(), "rdinit=/none")?;
+    Words::version(2).beside(&[dead.path(), &setup.release])?;
+    let manifest = |directory: &Path| directory.join("manifest.json").display().to_string();
+    let said = upgrade(&node, &manifest(dead.path()))?;
+    ensure!(said["code"] == "hand-over-ended" && said["phase"] == "failed", "{said:#}");
+    ensure!(node.status()?["restarts"] == 0);
+
+    // It boots, takes the key, and its replica is never well.
+    let sick = other(&setup, 1)?;
+    Words::version(3).beside(&[sick.path(), &setup.release])?;
+    let said = upgrade(&node, &manifest(sick.path()))?;
+    ensure!(said["phase"] == "failed", "{said:#}");
+    let code = said["code"].as_str().unwrap_or_default();
+    ensure!(["release-unhealthy", "release-does-not-run"].contains(&code), "{said:#}");
+    let back = node.wait_for("the old release", PATIENCE, |status| {
+        status["state"] == "ready" && !status["attested"].is_null()
+    })?;
+    ensure!(back["release"]["digest"] == release, "{back:#}");
+    ensure!(call(&url, &canister, "inc")? == 1, "the heap did not survive");
+    ensure!(
+        !node.path().join("disk-b.img").exists(),
+        "the key of the release that was given up is still there"
+    );
+
+    // The agent is killed while a good one is tried, and goes on with it.
+    let good = other(&setup, 62)?;
+    Words::version(4).beside(&[good.path(), &setup.release])?;
+    let good_manifest = manifest(good.path());
+    let asked = ["--json", &good_manifest].map(OsStr::new);
+    json(node.redoubt("upgrade", &asked)?)?;
+    node.wait_for("the trial", PATIENCE, |status| status["upgrade"]["phase"] == "trying")?;
+    signal::kill(node.agent()?, Signal::SIGKILL)?;
+    json(node.up_with(&setup.release, &["--healthy", "3", "--trial", "300"])?)?;
+    let end = node.wait_for("the commit", PATIENCE, |status| status["upgrade"]["phase"] == "idle")?;
+    ensure!(end["upgrade"]["active"] == "b", "{end:#}");
+    ensure!(end["release"]["digest"] == digest(good.path())?.to_string(), "{end:#}");
+    ensure!(call(&url, &canister, "inc")? == 2, "the heap did not survive");
+
+    // The log of it all is a chain.
+    let log = fs::read(node.path().join("audit.log"))?;
+    let (head, kept) = upgrade::audit::verify(&log, None)?;
+    ensure!(kept == log.len() && head.entries > 10, "{head:?}");
+    Ok(())
+}
