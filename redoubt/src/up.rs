@@ -10,6 +10,7 @@ use host_os::attest::{AttestError, Attested, Expectations, fetch_and_verify};
 use host_os::cli::{GuestArgs, root_source};
 use host_os::node::{AgentRecord, NodeDir};
 use host_os::status::Status;
+use host_os::upgrade::Store;
 use release::ApprovedManifest;
 use serde_json::{Map, Value, json};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -78,7 +79,11 @@ pub(crate) fn run(args: Up, output: &Output) -> Result<Reply, Failure> {
     let mut progress = Progress::new();
     progress.step("manifest");
     // The verdict at the end is this command's own; it takes nothing of it from the agent.
-    let manifest = args.root.approve(&manifest_path)?;
+    let manifest = match args.fresh {
+        true => args.root.approve(&manifest_path)?,
+        // Upgrades may have brought another one since.
+        false => args.root.approve(&Store::of(&node).runs(&manifest_path, node.is_running())?)?,
+    };
     let expected = expectations(&manifest, trust_anchors(args.root.profile.profile())?)?;
 
     let running = running(&node, &manifest)?;

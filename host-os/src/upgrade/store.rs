@@ -18,7 +18,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use upgrade::audit::{AuditError, Head};
-use upgrade::machine::{Part, Slot};
+use upgrade::machine::{Event, Part, Phase, Slot};
 use upgrade::record::{self, Unreadable};
 
 /// Each copy of the record begins a block that a disk writes as one.
@@ -138,6 +138,17 @@ impl Store {
     pub fn manifest(&self, slot: Slot, installed: &Path) -> PathBuf {
         let staged = self.slot(slot).join("manifest.json");
         if staged.exists() || slot == Slot::B { staged } else { installed.to_owned() }
+    }
+
+    /// Manifest of the release that the node runs or, unless it is `running`, starts with next.
+    pub fn runs(&self, installed: &Path, running: bool) -> Result<PathBuf, UpgradeError> {
+        let Some((_, part)) = self.load()? else { return Ok(installed.to_owned()) };
+        let part = if running { part } else { part.step(Event::Crash, None)? };
+        let slot = match part.phase {
+            Phase::Trying | Phase::Healthy => part.active.other(),
+            _ => part.active,
+        };
+        Ok(self.manifest(slot, installed))
     }
 
     /// The state; none before the first upgrade.
