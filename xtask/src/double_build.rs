@@ -282,18 +282,20 @@ impl Varied {
         command.args(["--mount", "--uts", "sh", "-c", AS_ANOTHER_USER, "sh"]).arg(&self.base);
         command.args(inner(&self.base.join("rust"), &self.base.join("cargo")));
         command.env("OTHER_USER", USER).env("RUST", rust).env("CARGO_HOME", cargo);
-        command.env("DEBIAN", build_root()?);
+        command.env("DEBIAN", other_system()?);
         command.env("DISORDERED", if self.has("order of files") { "1" } else { "" });
         Ok(command)
     }
 }
 
-/// The newest build root in the cache: a small Debian 13.
-fn build_root() -> Result<PathBuf> {
+/// The newest root of the agent's compiler in the cache: a small Debian 13, with the libraries that `redoubt` needs.
+fn other_system() -> Result<PathBuf> {
     let entries = std::fs::read_dir(cache()?)?.collect::<std::io::Result<Vec<_>>>()?;
-    let roots = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("build-root-"));
+    let roots = entries.iter().filter(|entry| entry.file_name().to_string_lossy().starts_with("agent-root-"));
     let newest = roots.max_by_key(|entry| entry.metadata().and_then(|metadata| metadata.modified()).ok());
-    newest.map(std::fs::DirEntry::path).context("no build root in the cache; run 'cargo xtask up' first")
+    newest
+        .map(std::fs::DirEntry::path)
+        .context("no root of the agent's compiler in the cache; run 'cargo xtask up' first")
 }
 
 /// The cache that the first build used.
