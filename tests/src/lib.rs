@@ -4,6 +4,7 @@
 //! a user has (`redoubt`, the JavaScript agent). `cargo xtask test` builds programs and images first and names
 //! them in `REDOUBT_BIN` and `REDOUBT_RELEASE`; without these a scenario says that it is skipped.
 
+pub mod blessing;
 pub mod mirror;
 pub mod strangers;
 

@@ -2,71 +2,19 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{self, Signal};
-use release::{Blessing, Profile, Purpose, Signed};
 use serde_json::Value;
-use std::{
-    collections::BTreeMap,
-    ffi::OsStr,
-    fs,
-    path::Path,
-    time::{Duration, SystemTime, UNIX_EPOCH},
-};
+use std::{ffi::OsStr, fs, path::Path, time::Duration};
 use tempfile::TempDir;
 use tests::{
-    Node, Setup, call, deploy_counter, json, mirror::Mirror, signed_by_development_keys, with_command_line,
+    Node, Setup,
+    blessing::{Words, digest, now},
+    call, deploy_counter, json,
+    mirror::Mirror,
+    signed_by_development_keys, with_command_line,
 };
 
 /// For a guest under translation, on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(300);
-
-fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
-}
-
-fn signed(content: Blessing, signers: &[usize]) -> Result<Vec<u8>> {
-    let mut envelope = Signed::new(content)?;
-    for index in signers {
-        release::sign(&mut envelope, &release::development::signing_keys()?[*index])?;
-    }
-    Ok(envelope.to_bytes())
-}
-
-fn digest(directory: &Path) -> Result<release::Digest> {
-    let bytes = fs::read(directory.join("manifest.json"))?;
-    Ok(release::verify(&bytes, &release::development::root()?)?.digest())
-}
-
-/// What a blessing says, and who signs it.
-#[derive(Clone)]
-struct Words {
-    version: u64,
-    expires: u64,
-    epoch: u64,
-    signers: Vec<usize>,
-}
-
-impl Words {
-    fn version(version: u64) -> Self {
-        Self { version, expires: now() + 86_400, epoch: 0, signers: vec![0, 1] }
-    }
-
-    /// Puts a blessing of these releases beside the first.
-    fn beside(&self, releases: &[&Path]) -> Result<()> {
-        let names: Result<BTreeMap<_, _>> =
-            releases.iter().map(|release| Ok((digest(release)?, Purpose::Node))).collect();
-        let blessing = Blessing {
-            version: self.version,
-            profile: Profile::Virtual,
-            issued: 1,
-            expires: self.expires,
-            security_epoch: self.epoch,
-            releases: names?,
-            revoked: Default::default(),
-        };
-        let to = releases.first().context("no release")?.join(release::BLESSING_FILE);
-        Ok(fs::write(to, signed(blessing, &self.signers)?)?)
-    }
-}
 
 /// What `redoubt upgrade --wait` says.
 fn upgrade(node: &Node, manifest: &str) -> Result<Value> {
@@ -240,6 +188,11 @@ fn what_does_not_work_goes_back_by_itself() -> Result<()> {
         !node.path().join("disk-b.img").exists(),
         "the key of the release that was given up is still there"
     );
+
+    // The reason stays, also over a restart.
+    node.down()?;
+    json(node.up_with(&setup.release, &options)?)?;
+    ensure!(node.status()?["upgrade"]["code"] == said["code"]);
 
     // The agent is killed while a good one is tried, and goes on with it.
     let good = other(&setup, 62)?;

@@ -25,7 +25,7 @@ impl Agent {
         node: &NodeDir,
         checked: &Checked,
         documents: ToGuest,
-        answer: oneshot::Sender<Result<(), CarryError>>,
+        answer: oneshot::Sender<Result<Duration, CarryError>>,
     ) {
         let Some(old) = self.guest.as_ref().map(Guest::to_guest) else {
             let _ = answer.send(Err(CarryError::Silent("old")));

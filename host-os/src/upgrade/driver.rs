@@ -55,6 +55,8 @@ pub struct UpgradeStatus {
     pub fetched: (u64, u64),
     /// Bytes that came over the network for it; less where a difference served.
     pub moved: u64,
+    /// How long the last hand-over of the key took, from when the new guest was there: milliseconds.
+    pub hand_over_ms: u64,
     /// Orders since the agent started.
     pub orders: u64,
     /// Why the last upgrade was given up, with a short fixed name; empty if it was not.
@@ -77,7 +79,11 @@ impl UpgradeStatus {
 /// What the driver asks of the agent.
 pub(crate) enum Command {
     /// Start this guest beside the one that runs, tell it these documents, and carry what the two say to each other.
-    HandOver { checked: Box<Checked>, documents: ToGuest, answer: oneshot::Sender<Result<(), CarryError>> },
+    HandOver {
+        checked: Box<Checked>,
+        documents: ToGuest,
+        answer: oneshot::Sender<Result<Duration, CarryError>>,
+    },
     /// Run this guest from now on. Answered when the one that ran is gone.
     Switch { checked: Box<Checked>, answer: oneshot::Sender<()> },
 }
@@ -121,6 +127,9 @@ impl Driver {
     /// Until the agent ends.
     pub(crate) async fn run(mut self) {
         self.show("");
+        if let Some(why) = self.store.failure() {
+            self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = why);
+        }
         loop {
             if let Err(error) = self.advance().await {
                 let (code, why) = reason(&error);
@@ -172,6 +181,7 @@ impl Driver {
         if self.part.phase == Phase::Failed {
             self.keep(Event::Acknowledge, "a new upgrade is asked for")?;
         }
+        self.store.keep_failure(None)?;
         self.shared.update(|status| {
             let upgrade = &mut status.upgrade;
             (upgrade.code, upgrade.reason, upgrade.moved) = (String::new(), String::new(), 0);
@@ -331,7 +341,9 @@ impl Driver {
         let (answer, answered) = oneshot::channel();
         let asked = Command::HandOver { checked: Box::new(checked), documents, answer };
         self.agent.send(asked).await.map_err(|_| UpgradeError::AgentEnded)?;
-        Ok(answered.await.map_err(|_| UpgradeError::AgentEnded)??)
+        let took = answered.await.map_err(|_| UpgradeError::AgentEnded)??;
+        self.shared.update(|status| status.upgrade.hand_over_ms = took.as_millis() as u64);
+        Ok(())
     }
 
     /// What the new guest is told: its own release, and that of the guest that has the key.
@@ -472,7 +484,9 @@ impl Driver {
         // Another try of the same release goes on by itself.
         if self.part.phase != Phase::Trying {
             self.done();
-            self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = (code, why));
+            let why = (code, why);
+            self.store.keep_failure(Some(&why))?;
+            self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = why);
         }
         if self.part.phase == Phase::Failed {
             self.store.erase_key(self.part.active.other())?;

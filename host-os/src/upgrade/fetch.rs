@@ -162,7 +162,12 @@ pub(super) async fn file(
     }
     let mut last = None;
     for address in source.addresses(&file.path) {
-        match from(&address, file, &path, source.bytes_per_second, progress).await {
+        let mut fetched = from(&address, file, &path, source.bytes_per_second, progress).await;
+        if let Err(FetchError::Wrong { .. }) = fetched {
+            // It may have gone on from what was left of another file; that is gone now.
+            fetched = from(&address, file, &path, source.bytes_per_second, progress).await;
+        }
+        match fetched {
             Ok(moved) => return Ok(moved),
             // What this machine cannot do, no mirror can mend.
             Err(error @ (FetchError::DiskFull { .. } | FetchError::Disk { .. })) => return Err(error),

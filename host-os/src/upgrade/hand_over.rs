@@ -2,7 +2,7 @@
 
 use crate::guest::Report;
 use host_guest::ToGuest;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -59,14 +59,16 @@ impl CarryError {
     }
 }
 
-/// Carries messages until the new guest says that the key is in its vault: `old` and `new` are their ears.
+/// Carries messages until the new guest says that the key is in its vault: `old` and `new` are their ears. Returns how long it
+/// took since the new guest was there.
 pub(crate) async fn carry(
     old: mpsc::Sender<ToGuest>,
     mut old_heard: mpsc::Receiver<Heard>,
     new: mpsc::Sender<ToGuest>,
     mut new_reports: mpsc::Receiver<(u64, Report)>,
     documents: ToGuest,
-) -> Result<(), CarryError> {
+) -> Result<Duration, CarryError> {
+    let mut began = Instant::now();
     let mut documents = Some(documents);
     let both = async {
         loop {
@@ -75,6 +77,7 @@ pub(crate) async fn carry(
                     Report::HandOver(heard) => ("new", heard),
                     Report::Greeted => {
                         if let Some(documents) = documents.take() {
+                            began = Instant::now();
                             new.send(documents).await.map_err(|_| CarryError::Silent("new"))?;
                         }
                         continue;
@@ -90,7 +93,7 @@ pub(crate) async fn carry(
                     let told = ear.send(ToGuest::HandOver { message }).await;
                     told.map_err(|_| CarryError::Silent(other))?;
                 }
-                Heard::Done if whose == "new" => return Ok(()),
+                Heard::Done if whose == "new" => return Ok(began.elapsed()),
                 // The old guest's last message is on its way.
                 Heard::Done => {}
                 Heard::Failed { code, error } => return Err(CarryError::Refused { code, error }),
@@ -105,7 +108,10 @@ mod tests {
     use super::*;
 
     /// What both guests say, and what comes of it: the end, and what each was told.
-    async fn played(old: &[Heard], new: Vec<Report>) -> (Result<(), CarryError>, Vec<ToGuest>, Vec<ToGuest>) {
+    async fn played(
+        old: &[Heard],
+        new: Vec<Report>,
+    ) -> (Result<Duration, CarryError>, Vec<ToGuest>, Vec<ToGuest>) {
         let (says_old, hears_old) = mpsc::channel(8);
         let (says_new, hears_new) = mpsc::channel(8);
         for heard in old {
@@ -130,7 +136,7 @@ mod tests {
         let done = Report::HandOver(Heard::Done);
         let new = vec![Report::Greeted, says("a"), Report::Greeted, says("b"), done];
         let (end, to_old, to_new) = played(&[Heard::Done], new).await;
-        assert_eq!((end, to_old), (Ok(()), vec![told("a"), told("b")]));
+        assert_eq!((end.is_ok(), to_old), (true, vec![told("a"), told("b")]));
         assert_eq!(to_new, [ToGuest::PowerOff], "the documents, once");
     }
 

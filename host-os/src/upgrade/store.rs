@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `upgrade.record` | the state, as `upgrade::record` says, each copy in a block of its own |
 //! | `upgrade.json` | the order that is being carried out |
+//! | `upgrade.failed` | why the last one was given up |
 //! | `audit.log` | what happened, as `upgrade::audit` says |
 //! | `incoming/` | a release that is being fetched |
 //! | `slot-a/`, `slot-b/` | releases; a node's first one stays where it was installed from |
@@ -82,7 +83,7 @@ pub struct Store {
 
 impl Store {
     /// Files that are no guest's disk.
-    pub const FILES: [&str; 3] = ["upgrade.record", "upgrade.json", "audit.log"];
+    pub const FILES: [&str; 4] = ["upgrade.record", "upgrade.json", "upgrade.failed", "audit.log"];
     /// Folders.
     pub const FOLDERS: [&str; 3] = ["incoming", "slot-a", "slot-b"];
 
@@ -119,6 +120,24 @@ impl Store {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(source) => Err(UpgradeError::Order { path, source }),
         }
+    }
+
+    /// Keeps why an upgrade was given up, a code and words, or forgets it.
+    pub(crate) fn keep_failure(&self, why: Option<&(String, String)>) -> Result<(), StoreError> {
+        let path = self.directory.join("upgrade.failed");
+        let kept = match why {
+            Some(why) => write_atomically(&path, &serde_json::to_vec(why).unwrap_or_default()),
+            None => match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            },
+        };
+        kept.map_err(failed("write", &path))
+    }
+
+    /// Why the last upgrade was given up.
+    pub(crate) fn failure(&self) -> Option<(String, String)> {
+        serde_json::from_slice(&fs::read(self.directory.join("upgrade.failed")).ok()?).ok()
     }
 
     /// Where a release is fetched to.

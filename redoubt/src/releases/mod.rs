@@ -2,6 +2,7 @@
 
 mod bless;
 mod create;
+mod delta;
 mod documents;
 mod keys;
 mod roots;
@@ -21,6 +22,7 @@ pub(crate) enum Releases {
     Verify(Verify),
     SignIdBlocks(crate::id_block::SignIdBlocks),
     Create(create::Create),
+    Delta(delta::Delta),
     Sign(documents::Sign),
     Merge(documents::Merge),
     Inspect(documents::Inspect),
@@ -106,6 +108,7 @@ pub(crate) fn run(args: &Releases) -> Result<Reply, Failure> {
         Releases::Verify(args) => verify(args),
         Releases::SignIdBlocks(args) => crate::id_block::run(args),
         Releases::Create(args) => create::create(args),
+        Releases::Delta(args) => delta::delta(args),
         Releases::Sign(args) => documents::sign(args),
         Releases::Merge(args) => documents::merge(args),
         Releases::Inspect(args) => documents::inspect(args),

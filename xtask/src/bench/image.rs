@@ -124,22 +124,31 @@ fn build(folder: &Path, profile: &str, target: &Path) -> Command {
 
 /// Seconds of a rebuild after the replica alone was changed.
 fn warm(folder: &Path) -> Result<f64> {
+    changed(folder, &[]).map(|(_, _, time)| time)
+}
+
+/// Two releases that differ by one line of the replica, and the seconds that the second took. `words` are for the builds.
+pub(super) fn changed(folder: &Path, words: &[&str]) -> Result<(PathBuf, PathBuf, f64)> {
     let (checkout, target) = (folder.join("checkout"), folder.join("target"));
     if checkout.exists() {
         std::fs::remove_dir_all(&checkout)?;
     }
     double_build::copy_checkout(&checkout)?;
-    timed(&mut build(folder, "virtual", &target))?;
+    timed(build(folder, "virtual", &target).args(words))?;
+    let (out, before) = (target.join("out"), target.join("before"));
+    if before.exists() {
+        std::fs::remove_dir_all(&before)?;
+    }
+    tools::run(Command::new("cp").arg("-r").arg(&out).arg(&before))?;
     // A change that nobody made before, so that neither cargo nor the cache knows the result.
     let source = checkout.join("replica/src/main.rs");
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos();
     let text = std::fs::read_to_string(&source).with_context(|| source.display().to_string())?;
     std::fs::write(&source, format!("{text}\n#[used]\nstatic CHANGED: u128 = {now};\n"))?;
-    let initrd = || std::fs::read(target.join("out/initrd.zst"));
-    let before = initrd()?;
-    let (time, _) = timed(&mut build(folder, "virtual", &target))?;
-    ensure!(before != initrd()?, "the change did not reach the initrd");
-    Ok(time)
+    let (time, _) = timed(build(folder, "virtual", &target).args(words))?;
+    let initrd = |of: &Path| std::fs::read(of.join("initrd.zst"));
+    ensure!(initrd(&before)? != initrd(&out)?, "the change did not reach the initrd");
+    Ok((before, out, time))
 }
 
 /// Seconds of a whole build with nothing but the inputs, and the room in bytes that it took at most. Of the production

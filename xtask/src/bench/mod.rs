@@ -9,6 +9,7 @@ mod image;
 mod measure;
 mod plot;
 mod table;
+mod upgrade;
 
 use crate::Consent;
 use anyhow::Result;
@@ -47,6 +48,8 @@ enum Name {
     Host,
     /// Building the images: times and sizes
     Image,
+    /// Upgrades: time without answers, bytes moved, the hand-over of the key
+    Upgrade,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -59,6 +62,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         Name::Boot => boot::measure(options.consent, options.runs)?,
         Name::Heap => heap::measure(options.docs)?,
         Name::Host => host::measure(options.consent, options.runs)?,
+        Name::Upgrade => upgrade::measure(options.consent, options.runs)?,
         Name::Image => image::measure(options.consent, options.full, options.runs)?,
     };
     table.print(options.json)
