@@ -80,9 +80,11 @@ pub fn disks(medium: &str) -> io::Result<Vec<Disk>> {
     for entry in fs::read_dir(BLOCK)? {
         let entry = entry?;
         let (name, folder) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-        // What has no device below it is made by the kernel: loop, ram, dm, zram.
+        // What has no device below it is made by the kernel: loop, ram, dm, zram. What is in a memory slot (pmem) is the
+        // guest's NVRAM.
         let size = text(folder.join("size")).parse::<u64>().unwrap_or(0).saturating_mul(512);
-        if size == 0 || !folder.join("device").exists() || name.starts_with("sr") {
+        if size == 0 || !folder.join("device").exists() || name.starts_with("sr") || name.starts_with("pmem")
+        {
             continue;
         }
         let partitions = partitions(&folder);

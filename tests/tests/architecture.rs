@@ -55,6 +55,7 @@ fn arrows_go_one_way() -> Result<()> {
                 "measured-boot",
                 "release",
                 "simulated-psp",
+                "upgrade",
             ],
         ),
         (

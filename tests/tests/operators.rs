@@ -14,6 +14,9 @@ use tests::{Node, Setup, get, json, script, text};
 /// For Prometheus to have asked a node.
 const SCRAPED: Duration = Duration::from_secs(60);
 
+/// For a node to have plots to show.
+const PLOTTED: Duration = Duration::from_secs(90);
+
 /// A node that runs, and the way to it from elsewhere.
 struct Elsewhere<'a> {
     setup: &'a Setup,
@@ -140,7 +143,14 @@ fn checked_by_promtool(metrics: &str) -> Result<()> {
 
 /// What people see is there without a script, and nothing on the page breaks its own rules.
 fn shown_by_a_browser(url: &str, scripts: &str, measurement: &str) -> Result<()> {
-    let seen = script("browser.mjs", &[url, scripts])?;
+    let started = Instant::now();
+    // A plot needs two samples of its figure.
+    let seen = loop {
+        let seen = script("browser.mjs", &[url, scripts])?;
+        if seen["plots"].as_array().is_some_and(|plots| plots.len() >= 3) || started.elapsed() > PLOTTED {
+            break seen;
+        }
+    };
     ensure!(seen["scripts"] == (scripts == "with"), "{seen:#}");
     let page = seen["html"].as_str().context("no page")?;
     for wanted in [measurement, "id=\"state\">ready<", "Host processors: ", "<polyline points="] {
