@@ -237,7 +237,7 @@ pub async fn run(
         part,
         running: checked.target.slot,
     };
-    tokio::spawn(driver.run());
+    driver.start().map_err(AgentError::Runtime)?;
     // Only a machine has a TPM of its own.
     if options.power.is_some() {
         let (shared, host) = (agent.shared.clone(), checked.release.manifest().manifest().host.clone());

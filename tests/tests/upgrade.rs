@@ -170,7 +170,7 @@ fn what_does_not_work_goes_back_by_itself() -> Result<()> {
     let manifest = |directory: &Path| directory.join("manifest.json").display().to_string();
     let said = upgrade(&node, &manifest(dead.path()))?;
     ensure!(said["code"] == "hand-over-ended" && said["phase"] == "failed", "{said:#}");
-    ensure!(node.status()?["restarts"] == 0);
+    node.wait_for("the status", PATIENCE, |status| status["restarts"] == 0)?;
 
     // It boots, takes the key, and is not well in time.
     let sick = other(&setup, 64)?;

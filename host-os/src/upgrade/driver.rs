@@ -124,8 +124,15 @@ fn reason(error: &UpgradeError) -> Reason {
 }
 
 impl Driver {
+    /// On a thread of its own: it writes and flushes files, for which the guest's watchdog must not wait.
+    pub(crate) fn start(self) -> std::io::Result<()> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = std::thread::Builder::new().name("upgrade".to_owned());
+        thread.spawn(move || runtime.block_on(self.run())).map(drop)
+    }
+
     /// Until the agent ends.
-    pub(crate) async fn run(mut self) {
+    async fn run(mut self) {
         self.show("");
         if let Some(why) = self.store.failure() {
             self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = why);
