@@ -22,6 +22,17 @@ const HEAD: u64 = 1 << 20;
 /// What is written and compared at a time.
 const CHUNK: usize = 64 << 10;
 
+/// Behind the erased records of a node that has ended.
+const MARK: &[u8; 16] = b"redoubt node end";
+
+/// Whether the node of this configuration partition has ended, and none was installed since.
+pub(crate) fn is_marked(records: &Path) -> io::Result<bool> {
+    let mut bytes = vec![0; record::AREA + MARK.len()];
+    Device::open_read_only(records)?.read(0, &mut bytes)?;
+    let (area, mark) = bytes.split_at(record::AREA);
+    Ok(mark == MARK && record::read(area, record::Kind::Configuration).is_none())
+}
+
 /// What was erased, under the node's key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -196,6 +207,12 @@ impl Node<'_> {
             ordered.statement = Some(self.sign(signer, &ordered, erased, true));
             write(&ordered)?;
         }
+        if let Some(path) = &self.records {
+            // What lies in the state cannot be read any more: without this the machine would begin as a new one.
+            let mark =
+                |device: &mut Device| device.write(record::AREA as u64, MARK).and_then(|()| device.flush());
+            Device::open(path).and_then(|mut device| mark(&mut device)).map_err(io("mark", path))?;
+        }
         Ok(ordered)
     }
 
@@ -354,8 +371,10 @@ mod tests {
     #[test]
     fn everything_is_erased_read_back_and_stated() {
         let (_keep, dir, records) = node();
+        assert!(!is_marked(&records).unwrap());
         let ordered = ending(&dir, &records, Some(signer())).end("alice", 7).unwrap();
         is_erased(&dir, &records);
+        assert!(is_marked(&records).unwrap());
         let signed = ordered.statement.clone().unwrap();
         assert!(signed.holds());
         assert_eq!((signed.statement.operator.as_str(), signed.statement.ordered_unix_s), ("alice", 7));

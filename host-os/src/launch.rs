@@ -213,6 +213,10 @@ impl Launch {
         if let Some(serving) = &self.serving {
             args.value("-object", |value| {
                 value.push("memory-backend-file,id=nvram,share=on");
+                if serving.nvram.nvdimm.is_some() {
+                    // A devdax device is mapped in pages of 2 MiB only.
+                    value.push(",align=2M");
+                }
                 value.push(format!(",size={},mem-path=", serving.nvram.bytes));
                 value.push(escape(&serving.nvram.path));
             });

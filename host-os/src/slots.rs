@@ -40,7 +40,11 @@ pub fn own_disk() -> Option<String> {
 fn disk_of(mounts: &str, devices: &Path) -> Option<String> {
     let mounted = |line: &&str| line.split(' ').nth(1) == Some(STATE);
     let device = mounts.lines().find(mounted)?.split(' ').next()?.strip_prefix("/dev/")?;
-    let folder = devices.join(device).canonicalize().ok()?;
+    let mut folder = devices.join(device).canonicalize().ok()?;
+    // Encrypted, it lies on a partition of the disk.
+    if let Some(below) = fs::read_dir(folder.join("slaves")).ok().and_then(|mut slaves| slaves.next()?.ok()) {
+        folder = below.path().canonicalize().ok()?;
+    }
     Some(folder.parent()?.file_name()?.to_string_lossy().into_owned())
 }
 
@@ -134,6 +138,13 @@ mod tests {
         std::os::unix::fs::symlink("../nvme0n1/nvme0n1p9", devices.join("nvme0n1p9")).unwrap();
         let mounts = "/dev/root / erofs ro 0 0\n/dev/nvme0n1p9 /state ext4 rw 0 0\n";
         assert_eq!(disk_of(mounts, &devices).as_deref(), Some("nvme0n1"));
+        // Encrypted.
+        let slaves = folder.path().join("virtual/dm-1/slaves");
+        fs::create_dir_all(&slaves).unwrap();
+        std::os::unix::fs::symlink("../../../nvme0n1/nvme0n1p9", slaves.join("nvme0n1p9")).unwrap();
+        std::os::unix::fs::symlink("../virtual/dm-1", devices.join("dm-1")).unwrap();
+        let mounts = mounts.replace("nvme0n1p9", "dm-1");
+        assert_eq!(disk_of(&mounts, &devices).as_deref(), Some("nvme0n1"));
         assert_eq!(disk_of("/dev/nvme0n1p9 /stateless ext4 rw 0 0\n", &devices), None);
     }
 }

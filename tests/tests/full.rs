@@ -12,6 +12,10 @@ use installer::{
     plan::{self, Wanted},
     run,
 };
+use nix::{
+    sys::signal::{self, Signal},
+    unistd::Pid,
+};
 use serde_json::Value;
 use std::{
     fs,
@@ -37,9 +41,9 @@ struct Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        let id = nix::unistd::Pid::from_raw(self.up.id().cast_signed());
+        let id = Pid::from_raw(self.up.id().cast_signed());
         // It may have ended by itself.
-        let _ = nix::sys::signal::kill(id, nix::sys::signal::SIGTERM);
+        let _ = signal::kill(id, Signal::SIGTERM);
         let _ = self.up.wait();
     }
 }
@@ -97,7 +101,18 @@ impl Machine {
 /// How often the power goes.
 const CUTS: u32 = 20;
 
-/// Copies the disk at random moments while the installer writes it, as a power cut would leave it.
+/// The emulator of the machine in this folder.
+fn emulator(place: &Path) -> Option<Pid> {
+    let place = place.to_str()?;
+    fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let pid = entry.file_name().to_str()?.parse().ok()?;
+        let line = String::from_utf8_lossy(&fs::read(entry.path().join("cmdline")).ok()?).into_owned();
+        (line.starts_with("qemu-system") && line.contains(place)).then_some(Pid::from_raw(pid))
+    })
+}
+
+/// Copies the disk at random moments while the installer writes it, as a power cut would leave it. The machine stands still
+/// meanwhile, so that all the copies fit into the time that it writes.
 fn cut_power(place: PathBuf, to: PathBuf) -> Result<u32> {
     let (disk, console) = (place.join("disk.img"), place.join("console.log"));
     let end = Instant::now() + FLASHED;
@@ -108,16 +123,19 @@ fn cut_power(place: PathBuf, to: PathBuf) -> Result<u32> {
         if text.contains("is installed") {
             break;
         }
-        if text.contains(" % ") {
+        if let Some(emulator) = emulator(&place).filter(|_| text.contains(" % ")) {
+            signal::kill(emulator, Signal::SIGSTOP)?;
             let mut copy = Command::new("cp");
             copy.arg("--sparse=always").arg(&disk).arg(to.join(copies.to_string()));
-            ensure!(copy.status()?.success(), "cannot copy the disk");
+            let copied = copy.status();
+            signal::kill(emulator, Signal::SIGCONT)?;
+            ensure!(copied?.success(), "cannot copy the disk");
             copies += 1;
         }
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        std::thread::sleep(Duration::from_millis(50 + random % 400));
+        std::thread::sleep(Duration::from_millis(2 + random % 30));
     }
     Ok(copies)
 }

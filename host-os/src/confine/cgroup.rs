@@ -60,10 +60,9 @@ pub fn make(root: &Path, name: &str, limits: &Limits) -> io::Result<PathBuf> {
         _ => {}
     }
     for (file, value) in limits.settings() {
-        match fs::write(group.join(file), &value) {
-            // A kernel without swap has no such file.
-            Err(error) if error.kind() == io::ErrorKind::NotFound && file == "memory.swap.max" => {}
-            result => result?,
+        // A kernel without swap has no such file, and to make one there is forbidden.
+        if file != "memory.swap.max" || group.join(file).exists() {
+            fs::write(group.join(file), &value)?;
         }
     }
     Ok(group)
@@ -94,6 +93,10 @@ mod tests {
         let error = make(dir.path(), "guest", &limits).unwrap_err();
         assert!(error.to_string().contains("no controller pids"), "{error}");
         fs::write(dir.path().join("cgroup.controllers"), "cpuset cpu io memory hugetlb pids\n").unwrap();
+        let swap = dir.path().join("guest/memory.swap.max");
+        make(dir.path(), "guest", &limits).unwrap();
+        assert!(!swap.exists(), "a file that the kernel does not have");
+        fs::write(&swap, "max").unwrap();
         for _ in 0..2 {
             let group = make(dir.path(), "guest", &limits).unwrap();
             let read = |name: &str| fs::read_to_string(group.join(name)).unwrap();

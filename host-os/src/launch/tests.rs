@@ -243,7 +243,8 @@ fn an_nvdimm_is_a_device_that_qemu_may_use() {
     launch.serving.as_mut().unwrap().nvram =
         Nvram { path: "/dev/dax0.0".into(), bytes: 1 << 34, nvdimm: Some(nvdimm), text: String::new() };
     let words = lines(launch.arguments());
-    let object = "-object memory-backend-file,id=nvram,share=on,size=17179869184,mem-path=/dev/dax0.0";
+    let object =
+        "-object memory-backend-file,id=nvram,share=on,align=2M,size=17179869184,mem-path=/dev/dax0.0";
     assert!(words.contains(object), "{words}");
     let plan = Plan::new(Level::Full, "/usr/bin/q".as_ref(), &launch, None);
     let right =

@@ -111,6 +111,12 @@ fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
         Err(error) => say(format_args!("guest slot {}: {error}", disk.slot)),
     }
     disk.personalise()?;
+    if disk.has_ended()? {
+        say(
+            "this node was decommissioned and its keys are erased; to use the machine again, install it anew",
+        );
+        watch::finish(crate::power::Action::PowerOff);
+    }
     let protection = disk.secrets(&line.profile)?;
     say(&protection.text);
     disk.mount_state()?;

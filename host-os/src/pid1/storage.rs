@@ -178,6 +178,12 @@ impl Disk {
         }
     }
 
+    /// Whether this machine's node was decommissioned.
+    pub(super) fn has_ended(&self) -> Result<bool, StorageError> {
+        let path = self.device(labels::CONFIG)?;
+        crate::decommission::is_marked(&path).map_err(failed("read", &path))
+    }
+
     /// Opens the host's secret, or makes it, and leaves what the agent needs of it in memory.
     pub(super) fn secrets(&mut self, profile: &str) -> Result<ProtectionStatus, StorageError> {
         let mut records = Records::open(&self.device(labels::CONFIG)?)?;

@@ -185,7 +185,7 @@ fn hear(agent: Option<&Agent>, events: &mut Vec<Event>) {
 }
 
 /// Ends the machine. The watchdog is not fed any more: a disk that does not let go is ended by the hardware.
-fn finish(action: Action) -> ! {
+pub(super) fn finish(action: Action) -> ! {
     say(format_args!("the machine will {}", action.name()));
     // All that is left, but PID 1.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
