@@ -38,7 +38,11 @@ fn images() -> Option<Images> {
     match (std::env::var_os("REDOUBT_TEST_KERNEL"), std::env::var_os("REDOUBT_TEST_PROGRAMS")) {
         (Some(kernel), Some(programs)) => Some(Images { kernel: kernel.into(), programs: programs.into() }),
         _ => {
-            println!("skipped: set REDOUBT_TEST_KERNEL and REDOUBT_TEST_PROGRAMS, see the top of this file");
+            // Past what captures the output of tests.
+            let _ = writeln!(
+                std::io::stderr(),
+                "SKIPPED: set REDOUBT_TEST_KERNEL and REDOUBT_TEST_PROGRAMS, see the top of this file"
+            );
             None
         }
     }

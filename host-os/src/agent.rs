@@ -3,9 +3,16 @@
 //! One task owns the machine, the guest and the status; everything else sends it messages. It runs on the main
 //! thread (a current-thread runtime), which is also what [`crate::sys`] needs.
 
+mod background;
 mod candidate;
+mod end;
+mod ports;
 
-use crate::attest::{Expectations, Pin, chain, fetch_and_verify};
+use background::{attest, keep_pinned, watch_host};
+use end::{LAST_ANSWER, end_machine, end_node};
+use ports::{listen, serve_operators};
+
+use crate::attest::{Expectations, Pin, chain};
 use crate::check::{CheckError, Checked, Options, check_machine};
 use crate::confine::{
     Level, Plan, THREADS,
@@ -19,21 +26,21 @@ use crate::installation;
 use crate::launch::{GUEST_PORT, Launch, Serving};
 use crate::machine::{Effect, Event, Machine, State, Time};
 use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
-use crate::operator::carry::{Command, Orders};
-use crate::operator::identity::{Identity, IdentityError};
-use crate::operator::{self, Interface};
+use crate::operator::carry::Command;
+use crate::operator::identity::IdentityError;
 use crate::placement::Placement;
 use crate::qmp::Notice;
-use crate::samples::{self, CpuTime, Sample};
+use crate::samples::Sample;
 use crate::screen::terminal as screen;
-use crate::status::{AttestedStatus, OperatorStatus, ReasonStatus, ReleaseStatus, Status};
-use crate::upgrade::driver::{self as upgrade, Begin, Driver};
+use crate::status::{AttestedStatus, ReasonStatus, ReleaseStatus, Status};
+use crate::upgrade::begin::{Begin, begin};
+use crate::upgrade::driver::{self as upgrade, Driver};
 use crate::upgrade::hand_over::Heard;
 use crate::upgrade::{Store, UpgradeError};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -102,8 +109,6 @@ impl AgentError {
 
 /// The ports that are tried first when the operator chose none.
 const PREFERRED: Ports = Ports { https: 18443, http: 18080, status: 18081 };
-
-const PREFERRED_OPERATOR: u16 = 18444;
 
 /// Runs a node until it is told to stop. `record` is kept up to date in the node directory.
 pub async fn run(
@@ -205,7 +210,7 @@ pub async fn run(
         tokio::task::spawn_blocking(move || {
             let hardware = check_machine(&options, &node, &progress)?;
             crate::placement::machine::divide(&mut options)?;
-            let begin = upgrade::begin(&options, &node, &lock, &progress)?;
+            let begin = begin(&options, &node, &lock, &progress)?;
             Ok::<_, AgentError>((hardware, options, begin))
         })
     };
@@ -260,73 +265,6 @@ pub async fn run(
     tokio::time::sleep(LAST_ANSWER).await;
     ended?;
     end_machine(&options, stops).await
-}
-
-/// For the answer to an order after which there is no node.
-const LAST_ANSWER: Duration = Duration::from_secs(2);
-
-/// Erases the node's keys, or goes on erasing.
-async fn end_node(options: &Options, node: &NodeDir, operator: &str) -> Result<Ordered, AgentError> {
-    let machine = options.power.is_some();
-    let (node, operator) = (node.clone(), operator.to_owned());
-    let erase = move || {
-        let identity = || Identity::read(&node.host_key()).ok();
-        let (name, signer, records) = match machine {
-            true => (
-                installation::read().map(|configuration| configuration.node),
-                installation::signer(),
-                installation::records(),
-            ),
-            false => {
-                let name = identity().map(|identity| hex::encode(identity.key_sha256));
-                (name, identity().and_then(Identity::into_signer), None)
-            }
-        };
-        let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-        decommission::Node { dir: &node, name: name.unwrap_or_default(), records, signer }.end(&operator, now)
-    };
-    match tokio::task::spawn_blocking(erase).await {
-        Ok(ended) => Ok(ended?),
-        Err(error) => Err(CheckError::Interrupted(error.to_string()).into()),
-    }
-}
-
-/// After the node's end: the machine is switched off; a process just ends.
-async fn end_machine(options: &Options, mut stops: mpsc::Receiver<()>) -> Result<(), AgentError> {
-    if let Some(power) = &options.power {
-        match power.request(crate::power::Action::PowerOff, "the node was decommissioned") {
-            Ok(()) => {
-                let _ = stops.recv().await;
-            }
-            Err(error) => tracing::error!(%error, "the machine stays on"),
-        }
-    }
-    Err(AgentError::Decommissioned)
-}
-
-/// Binds the port asked for; without one the preferred port, or any that is free.
-async fn listen(
-    asked: Option<u16>,
-    preferred: u16,
-    option: &'static str,
-) -> Result<(TcpListener, u16), AgentError> {
-    let bind = async |port: u16| {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
-        let port = listener.local_addr()?.port();
-        Ok((listener, port))
-    };
-    let port = asked.unwrap_or(preferred);
-    match (bind(port).await, asked) {
-        (Ok(bound), _) => Ok(bound),
-        (Err(source), Some(_)) => {
-            Err(AgentError::Port { address: (Ipv4Addr::LOCALHOST, port).into(), option, source })
-        }
-        (Err(_), None) => bind(0).await.map_err(|source| AgentError::Port {
-            address: (Ipv4Addr::LOCALHOST, port).into(),
-            option,
-            source,
-        }),
-    }
 }
 
 fn first_status(ports: Ports, memory_mib: u32) -> Status {
@@ -496,7 +434,9 @@ impl Agent {
             tokio::select! {
                 Some(()) = stops.recv() => return Event::StopRequested,
                 Some(command) = self.commands.recv() => match command {
-                    Command::RestartGuest => return Event::RestartRequested,
+                    Command::RestartGuest => {
+                        return Event::RestartRequested("an operator ordered to start the guest again");
+                    }
                     Command::Decommission { operator, answer } => {
                         self.ending = Some((operator, answer));
                         return Event::StopRequested;
@@ -508,7 +448,7 @@ impl Agent {
                     }
                     upgrade::Command::Switch { checked, answer } => {
                         self.switching = Some((checked, answer));
-                        return Event::RestartRequested;
+                        return Event::RestartRequested("an upgrade starts the release of the other slot");
                     }
                 },
                 status = ended => {
@@ -695,106 +635,5 @@ impl Agent {
             Level::Process | Level::Off => None,
         };
         Plan::new(level, qemu, launch, group)
-    }
-}
-
-/// Keeps the threads of a QEMU on their processors. It makes some only when they are needed, so this is done again and again.
-async fn keep_pinned(pid: Option<u32>, group: Option<PathBuf>, placement: Placement) {
-    let mut pause = Duration::from_secs(1);
-    let mut told = false;
-    loop {
-        tokio::time::sleep(pause).await;
-        let processes = group.as_deref().map_or_else(|| pid.into_iter().collect(), cgroup::processes);
-        let of = placement.clone();
-        let pinned =
-            tokio::task::spawn_blocking(move || crate::placement::machine::pin(&processes, &of)).await;
-        if !told && pinned.is_ok_and(|pinned| pinned == placement.processors.len()) {
-            tracing::info!(count = placement.processors.len(), "virtual processors are on their processors");
-            told = true;
-        }
-        pause = (pause * 2).min(Duration::from_secs(60));
-    }
-}
-
-/// Opens the operators' port, if this node has operators.
-async fn serve_operators(
-    options: &Options,
-    node: &NodeDir,
-    installed: Option<installer::config::Configuration>,
-    shared: Shared,
-    commands: mpsc::Sender<Command>,
-) -> Result<Option<(OperatorStatus, Orders)>, AgentError> {
-    if !node.operators().exists() && installed.is_none() {
-        return Ok(None);
-    }
-    let identity = Identity::read_or_create(&node.host_key())?;
-    let port =
-        |address: SocketAddr| move |source| AgentError::Port { address, option: "operator-listen", source };
-    let listener = match options.ports.operator {
-        Some(address) => TcpListener::bind(address).await.map_err(port(address))?,
-        // A machine of its own is there to be operated from elsewhere.
-        None if options.power.is_some() => {
-            let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, PREFERRED_OPERATOR));
-            TcpListener::bind(address).await.map_err(port(address))?
-        }
-        None => listen(None, PREFERRED_OPERATOR, "operator-listen").await?.0,
-    };
-    let address = listener.local_addr().map_err(port(SocketAddr::from((Ipv4Addr::LOCALHOST, 0))))?;
-    let key_sha256 = hex::encode(identity.key_sha256);
-    tracing::info!(%address, key_sha256, "operators may connect");
-    let key = installed.as_ref().and_then(installation::operator);
-    let name = installed.map_or_else(|| key_sha256.clone(), |configuration| configuration.node);
-    let orders = Orders::new(name, key, options.power.clone(), commands);
-    let interface = Interface { shared, node: node.clone(), orders: orders.clone() };
-    tokio::spawn(async move {
-        if let Err(error) = operator::serve(listener, identity, interface).await {
-            tracing::error!(%error, "the operators' port is closed");
-        }
-    });
-    Ok(Some((OperatorStatus { address: address.to_string(), key_sha256 }, orders)))
-}
-
-/// Measures the host from time to time.
-async fn watch_host(shared: Shared) {
-    // Reading a drive's log takes it a moment, and its wear changes slowly.
-    const DRIVES: Duration = Duration::from_secs(600);
-    let mut interval = tokio::time::interval(samples::INTERVAL);
-    let mut before: Option<CpuTime> = None;
-    let mut drives: Option<(Instant, Option<u8>)> = None;
-    loop {
-        interval.tick().await;
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let now = CpuTime::parse(&read("/proc/stat"));
-        let cpu_percent = now.zip(before).and_then(|(now, before)| now.busy_percent(before));
-        before = now;
-        if drives.is_none_or(|(at, _)| at.elapsed() > DRIVES) {
-            let wear = tokio::task::spawn_blocking(hwspec::probe::nvme_wear).await.ok().flatten();
-            drives = Some((Instant::now(), wear));
-        }
-        let status = shared.read();
-        let attested = status.attested.as_ref();
-        let now_unix_s = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-        shared.sample(Sample {
-            at_s: status.uptime_s,
-            cpu_percent,
-            memory_percent: samples::memory_percent(&read("/proc/meminfo")),
-            agent_bytes: samples::resident_bytes(&read("/proc/self/status")),
-            nvme_wear_percent: drives.and_then(|(_, wear)| wear),
-            restarts: status.restarts,
-            attestation_age_s: attested.map(|attested| now_unix_s.saturating_sub(attested.at_unix_s)),
-        });
-    }
-}
-
-/// Tries until the evidence is verified; a guest under load may need a moment.
-async fn attest(address: SocketAddr, expectations: Expectations, report: Reporter) {
-    let mut wait = Duration::from_secs(1);
-    loop {
-        match fetch_and_verify(address, &expectations).await {
-            Ok(attested) => return report.send(Report::Attested(Ok(Box::new(attested)))).await,
-            Err(error) => report.send(Report::Attested(Err(chain(&error)))).await,
-        }
-        tokio::time::sleep(wait).await;
-        wait = (wait * 2).min(Duration::from_secs(30));
     }
 }

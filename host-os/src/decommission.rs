@@ -200,18 +200,19 @@ impl Node<'_> {
             ordered.statement = Some(self.sign(signer, &ordered, erased.clone(), false));
             write(&ordered)?;
         }
+        if let Some(path) = &self.records {
+            // With the records goes what opens the state, and with that the order: without a mark the machine would begin as a
+            // new one. It counts once the records are gone.
+            let mark =
+                |device: &mut Device| device.write(record::AREA as u64, MARK).and_then(|()| device.flush());
+            Device::open(path).and_then(|mut device| mark(&mut device)).map_err(io("mark", path))?;
+        }
         for target in self.own() {
             erased.push(target.erase()?);
         }
         if let Some(signer) = &self.signer {
             ordered.statement = Some(self.sign(signer, &ordered, erased, true));
             write(&ordered)?;
-        }
-        if let Some(path) = &self.records {
-            // What lies in the state cannot be read any more: without this the machine would begin as a new one.
-            let mark =
-                |device: &mut Device| device.write(record::AREA as u64, MARK).and_then(|()| device.flush());
-            Device::open(path).and_then(|mut device| mark(&mut device)).map_err(io("mark", path))?;
         }
         Ok(ordered)
     }

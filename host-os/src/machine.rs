@@ -151,8 +151,8 @@ pub enum Event {
     Health(Phase),
     /// The guest's port was closed, or what came out of it was no message.
     PortClosed(String),
-    /// An operator wants the guest to start again, also one that was given up.
-    RestartRequested,
+    /// Somebody wants the guest to start again, also one that was given up; why.
+    RestartRequested(&'static str),
     /// The operator wants the node down.
     StopRequested,
     /// [`Machine::deadline`] may have passed.
@@ -256,13 +256,13 @@ impl Machine {
             (S::Backoff { .. }, E::Timer) => (S::Launching, Some(Effect::Launch)),
 
             // Crashes before an operator's order count no more.
-            (S::Backoff { .. } | S::Failed, E::RestartRequested) => {
+            (S::Backoff { .. } | S::Failed, E::RestartRequested(_)) => {
                 self.crashes.clear();
                 (S::Launching, Some(Effect::Launch))
             }
-            (S::Booting { .. } | S::Ready { .. } | S::Unhealthy { .. }, E::RestartRequested) => {
+            (S::Booting { .. } | S::Ready { .. } | S::Unhealthy { .. }, E::RestartRequested(why)) => {
                 self.crashes.clear();
-                self.note(now, "an operator ordered to start the guest again".into());
+                self.note(now, why.into());
                 (S::Unhealthy { until: now + policy.power_off }, Some(Effect::PowerOff))
             }
 
@@ -411,8 +411,12 @@ mod tests {
         /// Every event that this world can produce, and stray ones that it should never.
         fn events(&self) -> Vec<Event> {
             let text = || "because".to_owned();
-            let mut events =
-                vec![Event::Timer, Event::StopRequested, Event::RestartRequested, Event::PortClosed(text())];
+            let mut events = vec![
+                Event::Timer,
+                Event::StopRequested,
+                Event::RestartRequested("because"),
+                Event::PortClosed(text()),
+            ];
             for phase in [Phase::Booting, Phase::Starting, Phase::Ready, Phase::Backoff, Phase::Stopping] {
                 events.push(Event::Health(phase));
             }
@@ -549,7 +553,7 @@ mod tests {
         machine.step(Event::CheckPassed, s(0));
         machine.step(Event::Launched, s(0));
         machine.step(Event::Health(Phase::Ready), s(10));
-        assert_eq!(machine.step(Event::RestartRequested, s(11)), Some(Effect::PowerOff));
+        assert_eq!(machine.step(Event::RestartRequested("because"), s(11)), Some(Effect::PowerOff));
         assert_eq!(machine.state(), State::Unhealthy { until: s(31) });
         machine.step(Event::Exited("powered off".into()), s(12));
         assert_eq!(machine.step(Event::Timer, s(13)), Some(Effect::Launch));
@@ -558,7 +562,7 @@ mod tests {
             machine.step(Event::Timer, s(119 + second * 100));
         }
         assert_eq!(machine.state(), State::Failed);
-        assert_eq!(machine.step(Event::RestartRequested, s(600)), Some(Effect::Launch));
+        assert_eq!(machine.step(Event::RestartRequested("because"), s(600)), Some(Effect::Launch));
         machine.step(Event::LaunchFailed("no".into()), s(600));
         assert_eq!(machine.state(), State::Backoff { until: s(601) }, "counted anew");
     }

@@ -3,12 +3,14 @@
 
 use crate::{
     cache::sha256_file,
-    error::Result,
+    error::{ImageError, Result},
     files,
     guest::{self, input_names, names},
     host, installer,
     recipe::{self, Recipe},
-    toolchain, trust, vendor,
+    toolchain,
+    trust::{self, TrustError},
+    vendor,
     workshop::Workshop,
 };
 use release::{Digest, Envelope, Manifest, Profile, VcpuMeasurement};
@@ -47,8 +49,8 @@ pub fn release(workshop: &Workshop, profile: Profile, scope: Scope) -> Result<Re
     let trust = match (scope, trust::of_profile(workshop, profile)) {
         (_, Ok(trust)) => trust,
         // A guest alone has nobody to hand its key to.
-        (Scope::Guest, Err(_)) => None,
-        (Scope::Whole, Err(error)) => return Err(error),
+        (Scope::Guest, Err(ImageError::Trust(TrustError::None(_)))) => None,
+        (_, Err(error)) => return Err(error),
     };
     // Both halves take these; made before, they are made once.
     toolchain::open(&workshop.cache, &workshop.inputs)?;

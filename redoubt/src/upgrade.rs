@@ -120,8 +120,8 @@ fn start(args: &Start) -> Result<Reply, Failure> {
     loop {
         std::thread::sleep(LOOK);
         let status = args.whose.status()?;
-        // The order of which this is the end, not the one before it.
-        if status.is_settled() && status.orders > before.orders {
+        // The order of which this is the end, not the one before it: each begins with an entry.
+        if status.is_settled() && status.audit_entries > before.audit_entries {
             progress.finish();
             let good = status.code.is_empty();
             return Ok(Reply { text: describe(&status), json: json!(status), good });

@@ -47,7 +47,10 @@ fn programs() -> Option<[PathBuf; 2]> {
     let of = |name| std::env::var_os(name).map(PathBuf::from);
     let both = of("REDOUBT_PRODUCTION_BIN").zip(of("REDOUBT_BIN")).map(|(one, other)| [one, other]);
     if both.is_none() {
-        println!("SKIPPED: needs the programs that `cargo xtask test` builds first");
+        // Past what captures the output of tests.
+        use std::io::Write;
+        let _ =
+            writeln!(std::io::stderr(), "SKIPPED: needs the programs that `cargo xtask test` builds first");
     }
     both
 }

@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: what CI runs.
 
-use crate::{Consent, double_build, test, tools};
+use crate::{Consent, double_build, setup, test, tools};
 use anyhow::Result;
 
 /// Options of `cargo xtask ci`.
@@ -19,6 +19,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = tools::Steps::default();
     steps.step("formatting", || tools::run(tools::command("cargo").args(["fmt", "--all", "--check"])))?;
+    // Without the libraries nothing compiles, and so nothing can be checked.
+    steps.step("set-up", || setup::run(options.consent, &[setup::FOR_BUILD]))?;
     let clippy = |what: &[&str]| {
         let mut cargo = tools::command("cargo");
         tools::run(cargo.args(["clippy", "--locked", "--quiet"]).args(what).args(["--", "-D", "warnings"]))

@@ -40,7 +40,9 @@ impl Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = tools::Steps::default();
-    steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP, setup::FOR_TEST]))?;
+    steps.step("set-up", || {
+        setup::run(options.consent, &[setup::FOR_BUILD, setup::FOR_UP, setup::FOR_TEST])
+    })?;
     steps.step("tools", tools::build_tools)?;
     let release = steps.step("images, virtual", || tools::build_images("virtual"))?;
     if options.full {

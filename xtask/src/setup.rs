@@ -22,9 +22,15 @@ const fn need(probe: &'static str, packages: &'static [&'static str], reason: &'
     Need { probe, packages, reason }
 }
 
-/// What `up` needs.
-pub(crate) const FOR_UP: &[&Need] = &[
+/// What compiling needs, `cargo clippy` too.
+pub(crate) const FOR_BUILD: &[&Need] = &[
     &need("gcc", &["gcc", "libc6-dev"], "links the programs that run on this machine"),
+    &need("/usr/include/tss2/tss2_esys.h", &["libtss2-dev"], "speaks to TPMs"),
+    &need("pkg-config", &["pkg-config"], "finds libraries"),
+];
+
+/// What `up` needs beside [`FOR_BUILD`].
+pub(crate) const FOR_UP: &[&Need] = &[
     &need("qemu-system-x86_64", &["qemu-system-x86"], "runs the node"),
     &need("node", &["nodejs"], "runs the Motoko compiler and the official agent"),
     &need("npm", &["npm"], "installs the Motoko compiler and the official agent"),
@@ -48,7 +54,6 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("sfdisk", &["fdisk"], "oracle for the partition table"),
     &need("veritysetup", &["cryptsetup-bin"], "oracle for hash trees"),
     &need("swtpm", &["swtpm"], "is the TPM of machines that are installed"),
-    &need("/usr/include/tss2/tss2_esys.h", &["libtss2-dev", "pkg-config"], "speaks to TPMs"),
     &need("tpm2_checkquote", &["tpm2-tools"], "oracle for quotes and event logs"),
     &need("/usr/lib/systemd/systemd-measure", &["systemd"], "oracle for measured images"),
     // The interpreter alone is not enough: Debian keeps what a virtual environment needs in another package.
@@ -73,7 +78,7 @@ pub(crate) const FOR_PROBES: &[&Need] = &[
 ];
 
 /// Everything.
-pub(crate) const FOR_ALL: &[&[&Need]] = &[FOR_UP, FOR_TEST, FOR_BENCH];
+pub(crate) const FOR_ALL: &[&[&Need]] = &[FOR_BUILD, FOR_UP, FOR_TEST, FOR_BENCH];
 
 /// Installs what is missing of these lists.
 pub(crate) fn run(consent: Consent, lists: &[&[&Need]]) -> Result<()> {

@@ -25,7 +25,9 @@ impl Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = tools::Steps::default();
-    steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP, setup::FOR_TEST]))?;
+    steps.step("set-up", || {
+        setup::run(options.consent, &[setup::FOR_BUILD, setup::FOR_UP, setup::FOR_TEST])
+    })?;
     steps.step("npm packages", tools::npm_packages)?;
     let python = steps.step("Python packages", tools::python_packages)?;
     let production = steps.step("production programs", tools::build_production)?;

@@ -23,7 +23,7 @@ pub(crate) struct Options {
 
 pub(crate) fn run(options: &Options) -> Result<()> {
     let mut steps = tools::Steps::default();
-    steps.step("set-up", || setup::run(options.consent, &[setup::FOR_UP]))?;
+    steps.step("set-up", || setup::run(options.consent, &[setup::FOR_BUILD, setup::FOR_UP]))?;
     steps.step("npm packages", tools::npm_packages)?;
     steps.step("tools", tools::build_tools)?;
     let release = steps.step("guest image", tools::build_release)?;

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-/// Most that is taken of one log file: whole files of [`crate::console::LIMIT`] and a bit.
+/// Most that is taken of one log file: whole files of [`crate::console::LIMIT`] and a bit. Of the audit log it is the beginning.
 const MAX_LOG: u64 = crate::console::LIMIT + 4096;
 
 /// Packs a bundle.
@@ -33,7 +33,8 @@ pub fn pack(status: &Status, history: &[Sample], node: &NodeDir, now_unix_s: u64
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    for path in with_older(&node.console_log()) {
+    let audit = crate::upgrade::Store::of(node).log();
+    for path in with_older(&node.console_log()).into_iter().chain([node.candidate_log(), audit]) {
         match File::open(&path) {
             Ok(file) => {
                 let mut bytes = Vec::new();
@@ -93,6 +94,7 @@ mod tests {
         let node = NodeDir::at(directory.path());
         crate::log::tests::write(&node.agent_log(), &["before", "now"]);
         std::fs::write(directory.path().join("console.log.2"), "before\n").unwrap();
+        crate::upgrade::Store::of(&node).audit(7, "fetching").unwrap();
         std::fs::write(node.host_key(), "secret").unwrap();
         let bytes = pack(&crate::status::tests::example(), &[Sample::default()], &node, 7).unwrap();
         let mut archive = tar::Archive::new(bytes.as_slice());
@@ -100,7 +102,8 @@ mod tests {
         for entry in archive.entries().unwrap() {
             names.push(entry.unwrap().path().unwrap().display().to_string());
         }
-        let expected = ["status.json", "history.json", "metrics.txt", "agent.jsonl", "console.log.2"];
+        let expected =
+            ["status.json", "history.json", "metrics.txt", "agent.jsonl", "console.log.2", "audit.log"];
         assert_eq!(names, expected.map(|name| format!("redoubt-support/{name}")));
         assert!(!bytes.windows(6).any(|window| window == b"secret"));
     }

@@ -2,24 +2,22 @@
 //!
 //! After a start it goes on from the phase that was kept, so a crash needs no code of its own.
 
-use super::UpgradeError;
-use super::fetch::{self, FetchError, Source};
 use super::hand_over::CarryError;
 use super::store::Store;
+use super::{Order, UpgradeError};
 use crate::attest::{chain, unix_time};
-use crate::bundle::{self, ReleaseError, ReleaseFiles};
+use crate::bundle::{self};
 use crate::check::{CheckError, Checked, Options, Target, check};
 use crate::http::Shared;
-use crate::node::{NodeDir, NodeLock, write_atomically};
+use crate::node::{NodeDir, NodeLock};
 use host_guest::{Task, ToGuest};
-use release::{ApprovedManifest, BLESSING_FILE, Digest, MAX_DOCUMENT};
-use serde::{Deserialize, Serialize};
-use std::cell::RefCell;
+use release::Digest;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
-use upgrade::machine::{Boot, Content, Event, Part, Phase, Slot};
+use upgrade::audit::Head;
+use upgrade::machine::{Content, Event, Part, Phase, Slot};
 
 /// How often the node is looked at while a release is tried.
 const LOOK: Duration = Duration::from_millis(500);
@@ -27,54 +25,6 @@ const LOOK: Duration = Duration::from_millis(500);
 const JUDGE: Duration = Duration::from_secs(30);
 /// After an error of the disk.
 const PAUSE: Duration = Duration::from_secs(10);
-
-/// What an operator asks for.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Order {
-    /// Where the release is.
-    pub source: Source,
-    /// Not tried before this time (seconds since 1970): a schedule is given from outside, so that not all nodes of a subnet
-    /// are down at once. The release is fetched and staged at once.
-    #[serde(default)]
-    pub not_before: u64,
-}
-
-/// How an upgrade goes, for status.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct UpgradeStatus {
-    /// "idle", "fetching", "fetched", "verified", "staged", "trying", "healthy", "committed", "reverting" or "failed".
-    pub phase: String,
-    /// What is being done, in words.
-    pub step: String,
-    /// The committed slot: "a" or "b".
-    pub active: String,
-    /// Digest of the release that is being brought.
-    pub incoming: String,
-    /// Bytes of it that are here, and all.
-    pub fetched: (u64, u64),
-    /// Bytes that came over the network for it; less where a difference served.
-    pub moved: u64,
-    /// How long the last hand-over of the key took, from when the new guest was there: milliseconds.
-    pub hand_over_ms: u64,
-    /// Orders since the agent started.
-    pub orders: u64,
-    /// Why the last upgrade was given up, with a short fixed name; empty if it was not.
-    pub code: String,
-    /// The same in words.
-    pub reason: String,
-    /// Entries of the audit log.
-    pub audit_entries: u64,
-    /// Digest of its last entry.
-    pub audit_digest: String,
-}
-
-impl UpgradeStatus {
-    /// Whether nothing is under way.
-    pub fn is_settled(&self) -> bool {
-        matches!(self.phase.as_str(), "idle" | "failed" | "")
-    }
-}
 
 /// What the driver asks of the agent.
 pub(crate) enum Command {
@@ -86,21 +36,6 @@ pub(crate) enum Command {
     },
     /// Run this guest from now on. Answered when the one that ran is gone.
     Switch { checked: Box<Checked>, answer: oneshot::Sender<()> },
-}
-
-/// When a tried release has to be healthy, and for how long.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Patience {
-    /// From the start to health.
-    pub trial: Duration,
-    /// How long it has to last.
-    pub healthy: Duration,
-}
-
-impl Default for Patience {
-    fn default() -> Self {
-        Self { trial: Duration::from_secs(900), healthy: Duration::from_secs(30) }
-    }
 }
 
 pub(crate) struct Driver {
@@ -136,6 +71,18 @@ impl Driver {
         self.show("");
         if let Some(why) = self.store.failure() {
             self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = why);
+        }
+        // What a power cut left of a key that is not to be there, or not known to be whole.
+        let other = self.part.active.other();
+        if self.running != other
+            && !self.part.has_key(other)
+            && let Err(error) = self.store.erase_key(other)
+        {
+            tracing::error!("{}", chain(&error));
+        }
+        match self.store.head() {
+            Ok(head) => self.show_audit(&head),
+            Err(error) => tracing::error!("{}", chain(&error)),
         }
         loop {
             if let Err(error) = self.advance().await {
@@ -192,7 +139,6 @@ impl Driver {
         self.shared.update(|status| {
             let upgrade = &mut status.upgrade;
             (upgrade.code, upgrade.reason, upgrade.moved) = (String::new(), String::new(), 0);
-            upgrade.orders += 1;
             upgrade.phase = "fetching".to_owned();
         });
         self.audit(&format!("fetching {}", order.source.manifest))?;
@@ -215,74 +161,6 @@ impl Driver {
                 Ok(())
             }
         }
-    }
-
-    async fn fetch_all(&self, source: &Source) -> Result<ApprovedManifest, UpgradeError> {
-        let directory = self.store.incoming();
-        let io = |source| UpgradeError::Fetch(FetchError::Disk { path: directory.clone(), source });
-        std::fs::create_dir_all(&directory).map_err(io)?;
-        let manifest = fetch::document(&source.manifest, MAX_DOCUMENT).await?;
-        write_atomically(&directory.join("manifest.json"), &manifest).map_err(io)?;
-        let root = self.options.root.load(self.options.profile)?;
-        let path = directory.join("manifest.json");
-        let release = bundle::manifest(&path, &root, self.options.profile)?;
-        for name in [BLESSING_FILE, release::ID_BLOCK_FILE] {
-            let mut found = Err(FetchError::Address(name.to_owned()));
-            for address in source.addresses(name) {
-                found = fetch::document(&address, MAX_DOCUMENT).await;
-                if found.is_ok() {
-                    break;
-                }
-            }
-            match found {
-                Ok(bytes) => write_atomically(&directory.join(name), &bytes).map_err(io)?,
-                // Signatures of ID blocks are not part of every release.
-                Err(_) if name != BLESSING_FILE => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        let guest = &release.manifest().guest.files;
-        let files = [&guest.kernel, &guest.initrd, &guest.firmware];
-        // The committed release, from which differences start; its own bytes are not believed, only what comes out.
-        let path = self.store.manifest(self.part.active, &self.options.manifest);
-        let runs = bundle::manifest(&path, &root, self.options.profile).ok();
-        let former = |index: usize| {
-            let guest = &runs.as_ref()?.manifest().guest.files;
-            let file = [&guest.kernel, &guest.initrd, &guest.firmware][index];
-            Some((file, path.with_file_name(&file.path)))
-        };
-        let all: u64 = files.iter().map(|file| file.size).sum();
-        let mut before = 0;
-        for (index, file) in files.into_iter().enumerate() {
-            self.shared.update(|status| {
-                status.upgrade.step = format!("fetching {}", file.path);
-                status.upgrade.fetched = (before, all);
-            });
-            let shared = self.shared.clone();
-            let progress = move |have| shared.update(|status| status.upgrade.fetched = (before + have, all));
-            let former = former(index);
-            let former = former.as_ref().map(|(file, path)| (*file, path.as_path()));
-            let moved = fetch::file(source, file, former, &directory, &progress).await?;
-            before += file.size;
-            self.shared.update(|status| status.upgrade.moved += moved);
-            tracing::info!(file = file.path, size = file.size, moved, "fetched");
-        }
-        self.shared.update(|status| status.upgrade.fetched = (all, all));
-        Ok(release)
-    }
-
-    /// Holds what was fetched against root, blessing and measurement.
-    fn verify(&self) -> Result<ApprovedManifest, UpgradeError> {
-        self.step("verifying");
-        let path = self.store.incoming().join("manifest.json");
-        let root = self.options.root.load(self.options.profile)?;
-        let release = bundle::manifest(&path, &root, self.options.profile)?;
-        if self.part.incoming != Some(release.digest()) {
-            return Err(UpgradeError::AnotherRelease);
-        }
-        bundle::admissible(&root, &path, &release, self.node.path())?;
-        ReleaseFiles::read(&path, release.clone())?.check_all()?;
-        Ok(release)
     }
 
     fn stage(&mut self) -> Result<(), UpgradeError> {
@@ -324,6 +202,8 @@ impl Driver {
             }
             return match self.hand_over(other).await {
                 Ok(()) => self.keep(Event::KeyGiven, "the new release has the key"),
+                // The next start begins it again.
+                Err(UpgradeError::AgentEnded) => Err(UpgradeError::AgentEnded),
                 Err(error) => self.give_up(Event::KeyRefused, reason(&error)),
             };
         }
@@ -335,6 +215,7 @@ impl Driver {
     async fn begin_trial(&mut self) -> Result<(), UpgradeError> {
         match self.switch(self.part.active.other(), true).await {
             Ok(()) => Ok(()),
+            Err(UpgradeError::AgentEnded) => Err(UpgradeError::AgentEnded),
             Err(error) => self.give_up(Event::HealthLost, reason(&error)),
         }
     }
@@ -353,21 +234,6 @@ impl Driver {
         Ok(())
     }
 
-    /// What the new guest is told: its own release, and that of the guest that has the key.
-    fn documents(&self, slot: Slot) -> Result<ToGuest, UpgradeError> {
-        let text = |path: std::path::PathBuf| {
-            let failed = |source| ReleaseError::Unreadable { path: path.clone(), source };
-            Ok::<_, UpgradeError>(std::fs::read_to_string(&path).map_err(failed)?)
-        };
-        let manifest = |slot| self.store.manifest(slot, &self.options.manifest);
-        Ok(ToGuest::TakeOver {
-            giver: text(manifest(self.running))?,
-            roots: Vec::new(),
-            manifest: text(manifest(slot))?,
-            blessing: text(manifest(slot).with_file_name(BLESSING_FILE))?,
-        })
-    }
-
     /// Checks what is to be launched, on a thread that may block.
     async fn checked(&self, target: Target) -> Result<Checked, UpgradeError> {
         let (options, node, lock) = (self.options.clone(), self.node.clone(), self.lock.clone());
@@ -380,8 +246,8 @@ impl Driver {
     /// Keeps what the committed release forbids, such as lower epochs.
     fn commit(&self) -> Result<(), UpgradeError> {
         let path = self.store.manifest(self.part.active, &self.options.manifest);
+        let release = self.manifest(&path)?;
         let root = self.options.root.load(self.options.profile)?;
-        let release = bundle::manifest(&path, &root, self.options.profile)?;
         bundle::admit(&root, &path, &release, self.node.path(), false)?;
         Ok(())
     }
@@ -443,18 +309,6 @@ impl Driver {
             crate::http::get_once(stream, "127.0.0.1", "/api/v2/status", 64 * 1024).await.ok()
         };
         matches!(tokio::time::timeout(Duration::from_secs(20), ask).await, Ok(Some(_)))
-    }
-
-    /// The release in a slot, if it may run now.
-    fn staged(&self, slot: Slot) -> Result<ApprovedManifest, UpgradeError> {
-        let path = self.store.manifest(slot, &self.options.manifest);
-        let root = self.options.root.load(self.options.profile)?;
-        let release = bundle::manifest(&path, &root, self.options.profile)?;
-        if *self.part.content(slot) != Content::Release(release.digest()) {
-            return Err(UpgradeError::AnotherRelease);
-        }
-        bundle::admissible(&root, &path, &release, self.node.path())?;
-        Ok(release)
     }
 
     /// Has the agent run what is in a slot from now on.
@@ -522,14 +376,18 @@ impl Driver {
     fn audit(&self, text: &str) -> Result<(), UpgradeError> {
         tracing::info!(text, "upgrade");
         let head = self.store.audit(unix_time(), text)?;
+        self.show_audit(&head);
+        Ok(())
+    }
+
+    fn show_audit(&self, head: &Head) {
         self.shared.update(|status| {
             status.upgrade.audit_entries = head.entries;
             status.upgrade.audit_digest = head.digest.to_string();
         });
-        Ok(())
     }
 
-    fn step(&self, text: &str) {
+    pub(super) fn step(&self, text: &str) {
         self.shared.update(|status| text.clone_into(&mut status.upgrade.step));
     }
 
@@ -542,64 +400,5 @@ impl Driver {
             upgrade.active = format!("{:?}", part.active).to_lowercase();
             upgrade.incoming = part.incoming.map(|digest| digest.to_string()).unwrap_or_default();
         });
-    }
-}
-
-/// What a node begins with.
-pub(crate) struct Begin {
-    /// Of the record; 0 before the first upgrade, which makes it.
-    pub(crate) sequence: u64,
-    /// The state, after whatever ended the last run.
-    pub(crate) part: Part<Digest>,
-    /// What is started.
-    pub(crate) checked: Checked,
-}
-
-/// Where a node begins: what is to run, and the state after the crash, power cut or stop that ended the last run. Blocks.
-pub(crate) fn begin(
-    options: &Options,
-    node: &NodeDir,
-    lock: &NodeLock,
-    progress: &dyn Fn(&str),
-) -> Result<Begin, UpgradeError> {
-    let store = Store::of(node);
-    let Some((sequence, part)) = store.load()? else {
-        let checked = check(options, node, lock, Target::of_slot(options, &store, Slot::A, false), progress)?;
-        let part = Part::installed(checked.release.manifest().digest());
-        return Ok(Begin { sequence: 0, part, checked });
-    };
-    let part = part.step(Event::Crash, None)?;
-    let sequence = store.save(sequence, &part)?;
-    store.audit(unix_time(), &format!("the agent starts; an upgrade is {:?}", part.phase))?;
-    let tried = matches!(part.phase, Phase::Trying | Phase::Healthy).then(|| part.active.other());
-    // What was looked at: the first that may run, and why the others may not.
-    let (usable, refused) = (RefCell::new(None), RefCell::new(None));
-    let may_run = |slot: Slot, digest: Digest| {
-        let target = Target::of_slot(options, &store, slot, tried == Some(slot));
-        match check(options, node, lock, target, progress) {
-            Ok(checked) if checked.release.manifest().digest() == digest => {
-                usable.replace(Some(checked));
-                true
-            }
-            Ok(_) => {
-                refused.replace(Some(UpgradeError::AnotherRelease));
-                false
-            }
-            Err(error) => {
-                tracing::error!(?slot, "{}", chain(&error));
-                refused.replace(Some(error.into()));
-                false
-            }
-        }
-    };
-    match (part.boot(may_run), usable.into_inner()) {
-        (Boot::Slot(_), Some(checked)) => Ok(Begin { sequence, part, checked }),
-        _ => {
-            let why = refused.into_inner().unwrap_or(UpgradeError::NothingBoots);
-            let failed = part.step(Event::NothingBoots, None)?;
-            store.save(sequence, &failed)?;
-            store.audit(unix_time(), &format!("nothing boots: {}: {}", why.code(), chain(&why)))?;
-            Err(why)
-        }
     }
 }

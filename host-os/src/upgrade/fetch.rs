@@ -144,6 +144,18 @@ pub(super) async fn document(address: &str, limit: usize) -> Result<Vec<u8>, Fet
     Ok(body.map_err(|error| failed(address)(error.to_string()))?.to_bytes().to_vec())
 }
 
+/// A document beside the manifest, from the first address that has it.
+pub(super) async fn beside(source: &Source, name: &str, limit: usize) -> Result<Vec<u8>, FetchError> {
+    let mut last = FetchError::Address(source.manifest.clone());
+    for address in source.addresses(name) {
+        match document(&address, limit).await {
+            Ok(bytes) => return Ok(bytes),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
 /// A file of a release, into `directory`. Where the release that runs has a file `former` and the server a difference to it,
 /// that is fetched; what an earlier try left is used; `progress` hears how many bytes are there. Returns how many moved.
 pub(super) async fn file(
@@ -192,14 +204,9 @@ async fn difference(
     let made = if old.sha256 == new.sha256 {
         (0, tokio::fs::read(place).await.ok())
     } else {
-        let mut delta = None;
-        for address in source.addresses(&delta::name(old, new)) {
-            // A difference that is not much smaller is not worth having.
-            delta = document(&address, usize::try_from(new.size / 2).unwrap_or(usize::MAX)).await.ok();
-            if delta.is_some() {
-                break;
-            }
-        }
+        // A difference that is not much smaller is not worth having.
+        let limit = usize::try_from(new.size / 2).unwrap_or(usize::MAX);
+        let delta = beside(source, &delta::name(old, new), limit).await.ok();
         let (Some(delta), Ok(old)) = (delta, tokio::fs::read(place).await) else { return Ok(None) };
         let moved = delta.len() as u64;
         // Packing takes seconds.

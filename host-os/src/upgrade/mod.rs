@@ -2,14 +2,17 @@
 //!
 //! The phases and what follows from what is the crate [`upgrade`]'s; here is what is done in each.
 
+pub(crate) mod begin;
 pub mod delta;
 pub(crate) mod driver;
 mod fetch;
 pub mod hand_over;
+mod releases;
+mod status;
 mod store;
 
-pub use driver::{Order, Patience, UpgradeStatus};
 pub use fetch::{FetchError, Source};
+pub use status::{Order, Patience, UpgradeStatus};
 pub use store::{Store, StoreError};
 
 use crate::bundle::ReleaseError;
@@ -43,7 +46,7 @@ pub enum UpgradeError {
     AnotherRelease,
     /// Both slots are bad.
     #[error(
-        "neither slot has a release that may run; put a blessed release into the node's directory and start anew"
+        "neither slot has a release with a key to start with; restore the node's directory, or install the node anew, which loses what it stored"
     )]
     NothingBoots,
     /// The machine or the release is not fit for a launch.
@@ -67,6 +70,19 @@ pub enum UpgradeError {
 }
 
 impl UpgradeError {
+    /// Whether a release is at fault, and not the machine, its disk or the command line.
+    fn is_of_release(&self) -> bool {
+        use ReleaseError as R;
+        match self {
+            Self::Release(error) | Self::Check(CheckError::Release(error)) => !matches!(
+                error,
+                R::Copy { .. } | R::Seen(_) | R::Anchor(_) | R::Unwritable { .. } | R::Root { .. }
+            ),
+            Self::AnotherRelease | Self::NothingBoots => true,
+            _ => false,
+        }
+    }
+
     /// A short fixed name, for scripts and tests.
     pub fn code(&self) -> &str {
         match self {

@@ -15,7 +15,7 @@ use crate::bundle::{self, ReleaseError, ReleaseFiles, RootSource};
 use crate::node::{NodeDir, write_atomically};
 use release::{ApprovedManifest, BLESSING_FILE, Digest, Profile};
 use std::fs::{self, DirBuilder, File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use upgrade::audit::{AuditError, Head};
@@ -76,10 +76,7 @@ fn failed(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreE
 
 /// The files of one node's upgrades.
 #[derive(Debug, Clone)]
-pub struct Store {
-    node: NodeDir,
-    directory: PathBuf,
-}
+pub struct Store(NodeDir);
 
 impl Store {
     /// Files that are no guest's disk.
@@ -89,20 +86,21 @@ impl Store {
 
     /// In the directory of a node.
     pub fn of(node: &NodeDir) -> Store {
-        Store { node: node.clone(), directory: node.path().to_owned() }
+        Store(node.clone())
     }
 
     fn record(&self) -> PathBuf {
-        self.directory.join("upgrade.record")
+        self.0.path().join("upgrade.record")
     }
 
-    fn log(&self) -> PathBuf {
-        self.directory.join("audit.log")
+    /// The audit log.
+    pub fn log(&self) -> PathBuf {
+        self.0.path().join("audit.log")
     }
 
     /// What was asked for and is not done.
     pub fn order(&self) -> PathBuf {
-        self.directory.join("upgrade.json")
+        self.0.path().join("upgrade.json")
     }
 
     /// Keeps an order; the agent looks for one while nothing is under way.
@@ -124,7 +122,7 @@ impl Store {
 
     /// Keeps why an upgrade was given up, a code and words, or forgets it.
     pub(crate) fn keep_failure(&self, why: Option<&(String, String)>) -> Result<(), StoreError> {
-        let path = self.directory.join("upgrade.failed");
+        let path = self.0.path().join("upgrade.failed");
         let kept = match why {
             Some(why) => write_atomically(&path, &serde_json::to_vec(why).unwrap_or_default()),
             None => match fs::remove_file(&path) {
@@ -137,17 +135,17 @@ impl Store {
 
     /// Why the last upgrade was given up.
     pub(crate) fn failure(&self) -> Option<(String, String)> {
-        serde_json::from_slice(&fs::read(self.directory.join("upgrade.failed")).ok()?).ok()
+        serde_json::from_slice(&fs::read(self.0.path().join("upgrade.failed")).ok()?).ok()
     }
 
     /// Where a release is fetched to.
     pub fn incoming(&self) -> PathBuf {
-        self.directory.join("incoming")
+        self.0.path().join("incoming")
     }
 
     /// Directory of the release in a slot.
     pub fn slot(&self, slot: Slot) -> PathBuf {
-        self.directory.join(match slot {
+        self.0.path().join(match slot {
             Slot::A => "slot-a",
             Slot::B => "slot-b",
         })
@@ -203,10 +201,10 @@ impl Store {
         Ok(sequence)
     }
 
-    /// Appends to the audit log.
-    pub fn audit(&self, now: u64, text: &str) -> Result<Head, StoreError> {
+    /// The audit log, and where it ends; what a power cut left of an entry is cut off.
+    fn open_log(&self) -> Result<(File, Head), StoreError> {
         let path = self.log();
-        let mut file = OpenOptions::new()
+        let file = OpenOptions::new()
             .read(true)
             .append(true)
             .create(true)
@@ -219,11 +217,20 @@ impl Store {
         if kept < log.len() {
             file.set_len(kept as u64).map_err(failed("cut", &path))?;
         }
+        Ok((file, head))
+    }
+
+    /// The end of the audit log.
+    pub(crate) fn head(&self) -> Result<Head, StoreError> {
+        self.open_log().map(|(_, head)| head)
+    }
+
+    /// Appends to the audit log.
+    pub fn audit(&self, now: u64, text: &str) -> Result<Head, StoreError> {
+        let (mut file, head) = self.open_log()?;
         let (line, head) = head.append(now, &printable(text))?;
-        file.seek(SeekFrom::End(0))
-            .and_then(|_| file.write_all(line.as_bytes()))
-            .and_then(|()| file.sync_all())
-            .map_err(failed("write", &path))?;
+        let written = file.write_all(line.as_bytes()).and_then(|()| file.sync_all());
+        written.map_err(failed("write", &self.log()))?;
         Ok(head)
     }
 
@@ -281,7 +288,7 @@ impl Store {
 
     /// Erases the guest's disk of a slot, and with it the key that is wrapped for the slot's release.
     pub fn erase_key(&self, slot: Slot) -> Result<(), StoreError> {
-        let path = self.node.disk_path(slot);
+        let path = self.0.disk_path(slot);
         let file = match OpenOptions::new().write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -296,9 +303,9 @@ impl Store {
     }
 
     fn sync_directory(&self) -> Result<(), StoreError> {
-        File::open(&self.directory)
+        File::open(self.0.path())
             .and_then(|directory| directory.sync_all())
-            .map_err(failed("write", &self.directory))
+            .map_err(failed("write", self.0.path()))
     }
 }
 

@@ -150,7 +150,10 @@ impl Release {
             qemu: "qemu-system-x86_64".into(),
             ignore_hardware: Vec::new(),
             policy: Policy::default(),
-            trial: Default::default(),
+            trial: host_os::upgrade::Patience {
+                trial: std::time::Duration::MAX,
+                healthy: std::time::Duration::ZERO,
+            },
             confinement: host_os::confine::Level::Off,
             placement: None,
             power: None,

@@ -4,7 +4,7 @@
 //! systemd root on ext4, and an HTTP server, in the same QEMU with the same machine, CPU and network. Both are
 //! measured from the start of the QEMU process to the first HTTP answer that reaches the outside.
 
-use super::table::{Row, Table};
+use super::table::{Table, row};
 use crate::{Consent, setup, tools};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -21,7 +21,7 @@ const MB: f64 = 1e6;
 
 /// Measures all figures.
 pub(crate) fn measure(consent: Consent, runs: usize) -> Result<Table> {
-    setup::run(consent, &[setup::FOR_UP, setup::FOR_BENCH])?;
+    setup::run(consent, &[setup::FOR_BUILD, setup::FOR_UP, setup::FOR_BENCH])?;
     tools::build_tools()?;
     let release = tools::build_release()?;
     let image = file_size(&release.join("vmlinuz"))? + file_size(&release.join("initrd.zst"))?;
@@ -37,14 +37,6 @@ pub(crate) fn measure(consent: Consent, runs: usize) -> Result<Table> {
         eprintln!("run {run} of {runs}: ours {:.2} s, reference {:.2} s", ours[run - 1], theirs[run - 1]);
     }
     let (ours, theirs) = (median(&mut ours), median(&mut theirs));
-    let row = |figure: &str, unit, ours, reference, target, of_ratio| Row {
-        figure: figure.to_owned(),
-        unit,
-        ours,
-        reference,
-        target,
-        of_ratio,
-    };
     Ok(Table {
         rows: vec![
             row("guest image, kernel + initrd, compressed", "MB", image / MB, None, 30.0, false),

@@ -4,7 +4,7 @@
 //! the same root and starts the same QEMU with the same guest. Reference for flashing: dd of the same bytes to the same file
 //! system, with fsync, and the same read back past the page cache.
 
-use super::table::{Row, Table};
+use super::table::{Table, row};
 use crate::{Consent, setup, tools};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -23,17 +23,9 @@ const DOCUMENTED: [&str; 3] = ["https", "http", "status"];
 
 /// Measures all figures.
 pub(crate) fn measure(consent: Consent, runs: usize) -> Result<Table> {
-    setup::run(consent, &[setup::FOR_UP, setup::FOR_TEST, setup::FOR_BENCH])?;
+    setup::run(consent, &[setup::FOR_BUILD, setup::FOR_UP, setup::FOR_TEST, setup::FOR_BENCH])?;
     tools::build_tools()?;
     let release = tools::build_images("virtual")?;
-    let row = |figure: &str, unit, ours, reference, target, of_ratio| Row {
-        figure: figure.to_owned(),
-        unit,
-        ours,
-        reference,
-        target,
-        of_ratio,
-    };
 
     let agent = agent(&release)?;
     let machine = Machine::prepare(&release)?;

@@ -21,7 +21,7 @@ const IC_OS_MB: [f64; 3] = [527.0, 1126.0, 2100.0];
 
 /// Measures. `full` also builds everything from an empty cache.
 pub(super) fn measure(consent: Consent, full: bool, runs: usize) -> Result<Table> {
-    setup::run(consent, &[setup::FOR_UP])?;
+    setup::run(consent, &[setup::FOR_BUILD, setup::FOR_UP])?;
     tools::build_tools()?;
     let release = tools::build_images("virtual")?;
     let mut table = Table { rows: Vec::new(), notes: vec![REFERENCE.into()] };

@@ -20,6 +20,18 @@ pub(crate) struct Row {
     pub(crate) of_ratio: bool,
 }
 
+/// One figure; see [`Row`].
+pub(crate) fn row(
+    figure: &str,
+    unit: &'static str,
+    ours: f64,
+    reference: Option<f64>,
+    target: f64,
+    of_ratio: bool,
+) -> Row {
+    Row { figure: figure.to_owned(), unit, ours, reference, target, of_ratio }
+}
+
 impl Row {
     fn ratio(&self) -> Option<f64> {
         self.reference.map(|reference| self.ours / reference)

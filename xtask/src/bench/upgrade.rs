@@ -5,7 +5,7 @@
 
 use super::{
     image,
-    table::{Row, Table},
+    table::{Table, row},
 };
 use crate::{Consent, setup, tools};
 use anyhow::{Context, Result};
@@ -13,7 +13,7 @@ use serde_json::Value;
 
 /// Measures all figures.
 pub(crate) fn measure(consent: Consent, runs: usize) -> Result<Table> {
-    setup::run(consent, &[setup::FOR_UP, setup::FOR_TEST])?;
+    setup::run(consent, &[setup::FOR_BUILD, setup::FOR_UP, setup::FOR_TEST])?;
     tools::npm_packages()?;
     tools::build_tools()?;
     let (old, new, _) = image::changed(&tools::target().join("bench-upgrade"), &["--guest-only"])?;
@@ -50,14 +50,6 @@ pub(crate) fn measure(consent: Consent, runs: usize) -> Result<Table> {
     ]))?;
     let explored =
         explored.lines().find(|line| line.contains("transitions")).context("no count of transitions")?;
-    let row = |figure: &str, unit, ours, reference, target, of_ratio| Row {
-        figure: figure.to_owned(),
-        unit,
-        ours,
-        reference,
-        target,
-        of_ratio,
-    };
     Ok(Table {
         rows: vec![
             row(

@@ -22,7 +22,9 @@ fn find() -> Option<PathBuf> {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let modules = here.join("../../tests/js/node_modules");
     if !modules.join("motoko").exists() {
-        eprintln!("SKIPPED: no Motoko compiler in {}; run npm install there", modules.display());
+        // Past what captures the output of tests.
+        let text = format!("SKIPPED: no Motoko compiler in {}; run npm install there", modules.display());
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), format!("{text}\n").as_bytes());
         return None;
     }
     let out = here.join("../../target/tmp/motoko");
