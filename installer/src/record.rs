@@ -2,7 +2,7 @@
 //! leaves the other. There is no file system, hence none that could be damaged or hostile.
 //!
 //! A copy is the magic number, a sequence number and a length (little-endian), the SHA-256 of these two and the content,
-//! and the content.
+//! and the content. Behind the records a host marks that its node has ended (crate `host-os`, `decommission`).
 
 use sha2::{Digest, Sha256};
 

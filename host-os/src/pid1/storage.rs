@@ -178,10 +178,16 @@ impl Disk {
         }
     }
 
-    /// Whether this machine's node was decommissioned.
+    /// Whether this machine's node was decommissioned. If so, what a power cut left of its records goes too.
     pub(super) fn has_ended(&self) -> Result<bool, StorageError> {
         let path = self.device(labels::CONFIG)?;
-        crate::decommission::is_marked(&path).map_err(failed("read", &path))
+        let ended = crate::decommission::is_marked(&path).map_err(failed("read", &path))?;
+        if ended {
+            let mut records = Self::open(&path)?;
+            let erased = records.write(0, &vec![0; record::AREA]).and_then(|()| records.flush());
+            erased.map_err(failed("erase", &path))?;
+        }
+        Ok(ended)
     }
 
     /// Opens the host's secret, or makes it, and leaves what the agent needs of it in memory.
