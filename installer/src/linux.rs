@@ -80,14 +80,17 @@ pub fn disks(medium: &str) -> io::Result<Vec<Disk>> {
     for entry in fs::read_dir(BLOCK)? {
         let entry = entry?;
         let (name, folder) = (entry.file_name().to_string_lossy().into_owned(), entry.path());
-        // What has no device below it is made by the kernel: loop, ram, dm, zram. What is in a memory slot (pmem) is the
-        // guest's NVRAM.
+        // What has no device below it is made by the kernel: loop, ram, dm, zram.
         let size = text(folder.join("size")).parse::<u64>().unwrap_or(0).saturating_mul(512);
-        if size == 0 || !folder.join("device").exists() || name.starts_with("sr") || name.starts_with("pmem")
-        {
+        if size == 0 || !folder.join("device").exists() || name.starts_with("sr") {
             continue;
         }
         let partitions = partitions(&folder);
+        let is_medium = partitions.iter().any(|(_, label)| label.as_deref() == Some(medium));
+        // Memory that is a block device is the guest's NVRAM, or the medium: firmware hands on a RAM disk of HTTP boot so.
+        if name.starts_with("pmem") && !is_medium {
+            continue;
+        }
         let used = |name: &str, folder: &Path| {
             let device = format!("/dev/{name} ");
             if let Some(line) = mounts.lines().find(|line| line.starts_with(&device)) {
@@ -110,7 +113,7 @@ pub fn disks(medium: &str) -> io::Result<Vec<Disk>> {
             removable: text(folder.join("removable")) == "1"
                 || folder.canonicalize().is_ok_and(|path| path.to_string_lossy().contains("/usb")),
             used_by,
-            is_medium: partitions.iter().any(|(_, label)| label.as_deref() == Some(medium)),
+            is_medium,
             name,
         });
     }

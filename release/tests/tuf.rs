@@ -95,10 +95,12 @@ fn session() -> impl Strategy<Value = Session> {
         })
 }
 
-fn content(step: &RootStep, version: u64, before: Option<&RootContent>) -> RootContent {
+/// `trusted` is the root under which the last statement was kept. With its keys for blessing goes its threshold: tough forgets
+/// a kept statement that has too few signatures for a later threshold, and here its version stays the floor.
+fn content(step: &RootStep, version: u64, trusted: Option<&RootContent>) -> RootContent {
     let role = |mask: u8| Role { threshold: step.threshold, keyids: ids(mask) };
     let mut blessing = role(step.blessing);
-    if let Some(same) = before.map(|root| &root.roles.blessing).filter(|role| role.keyids == blessing.keyids)
+    if let Some(same) = trusted.map(|root| &root.roles.blessing).filter(|role| role.keyids == blessing.keyids)
     {
         blessing = same.clone();
     }
@@ -173,7 +175,11 @@ impl Both {
         let mut chain = Vec::new();
         for (i, step) in session.roots.iter().enumerate() {
             let named = self.root.version() + 1 + i as u64;
-            let next = content(step, named.saturating_add_signed(step.skew.into()).max(1), Some(&last));
+            let next = content(
+                step,
+                named.saturating_add_signed(step.skew.into()).max(1),
+                Some(self.root.content()),
+            );
             let allowed: BTreeSet<_> = last.roles.root.keyids.union(&next.roles.root.keyids).collect();
             let signers: Vec<_> =
                 keys(step.signers).filter(|key| allowed.contains(&key_id(&key.verifying_key()))).collect();
