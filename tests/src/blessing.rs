@@ -1,9 +1,9 @@
 //! Blessings by the development keys.
 
 use anyhow::{Context, Result};
-use release::{Blessing, Profile, Purpose, Signed};
+use release::{Blessing, Document, Profile, Purpose, RootContent, Signed};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs,
     path::Path,
     time::{SystemTime, UNIX_EPOCH},
@@ -14,7 +14,10 @@ pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
 }
 
-fn signed(content: Blessing, signers: &[usize]) -> Result<Vec<u8>> {
+fn signed<T: Document>(content: T, signers: &[usize]) -> Result<Vec<u8>>
+where
+    T::Invalid: std::error::Error + Send + Sync + 'static,
+{
     let mut envelope = Signed::new(content)?;
     for index in signers {
         release::sign(&mut envelope, &release::development::signing_keys()?[*index])?;
@@ -39,16 +42,27 @@ pub struct Words {
     pub epoch: u64,
     /// Which of the development keys sign it.
     pub signers: Vec<usize>,
+    /// Which of them it revokes.
+    pub revoked: Vec<usize>,
 }
 
 impl Words {
     /// A good one for a day.
     pub fn version(version: u64) -> Self {
-        Self { version, expires: now() + 86_400, epoch: 0, signers: vec![0, 1] }
+        Self { version, expires: now() + 86_400, epoch: 0, signers: vec![0, 1], revoked: Vec::new() }
     }
 
     /// Puts a blessing of these releases beside the first.
     pub fn beside(&self, releases: &[&Path]) -> Result<()> {
+        let to = releases.first().context("no release")?.join(release::BLESSING_FILE);
+        Ok(fs::write(to, self.of(releases)?)?)
+    }
+
+    /// A blessing of these releases.
+    pub fn of(&self, releases: &[&Path]) -> Result<Vec<u8>> {
+        let keys = release::development::signing_keys()?;
+        let revoked: BTreeSet<_> =
+            self.revoked.iter().map(|index| release::key_id(&keys[*index].verifying_key())).collect();
         let names: Result<BTreeMap<_, _>> =
             releases.iter().map(|release| Ok((digest(release)?, Purpose::Node))).collect();
         let blessing = Blessing {
@@ -58,9 +72,15 @@ impl Words {
             expires: self.expires,
             security_epoch: self.epoch,
             releases: names?,
-            revoked: Default::default(),
+            revoked: release::Revoked { keys: revoked, ..Default::default() },
         };
-        let to = releases.first().context("no release")?.join(release::BLESSING_FILE);
-        Ok(fs::write(to, signed(blessing, &self.signers)?)?)
+        signed(blessing, &self.signers)
     }
+}
+
+/// The development root's next version, signed by these of its keys.
+pub fn next_root(expires: u64, signers: &[usize]) -> Result<String> {
+    let content = release::development::root()?.content().clone();
+    let next = RootContent { version: content.version + 1, expires, ..content };
+    Ok(String::from_utf8(signed(next, signers)?)?)
 }

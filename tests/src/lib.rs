@@ -5,6 +5,7 @@
 //! them in `REDOUBT_BIN` and `REDOUBT_RELEASE`; without these a scenario says that it is skipped.
 
 pub mod blessing;
+pub mod lies;
 pub mod mirror;
 pub mod strangers;
 

@@ -3,7 +3,13 @@
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{self, Signal};
 use serde_json::Value;
-use std::{ffi::OsStr, fs, path::Path, time::Duration};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 use tempfile::TempDir;
 use tests::{
     Node, Setup,
@@ -49,6 +55,11 @@ fn flip(path: &Path) -> Result<()> {
     Ok(fs::write(path, bytes)?)
 }
 
+/// What the driver of upgrades is doing.
+fn step(status: &Value) -> &str {
+    status["upgrade"]["step"].as_str().unwrap_or_default()
+}
+
 /// Signs the manifest anew, by these of the development keys.
 fn sign(directory: &Path, keys: &[usize]) -> Result<()> {
     let keys: Vec<_> = release::development::signing_keys()?
@@ -57,6 +68,36 @@ fn sign(directory: &Path, keys: &[usize]) -> Result<()> {
         .filter_map(|(index, key)| keys.contains(&index).then_some(key))
         .collect();
     tests::signed_by(directory, &keys, |_| {})
+}
+
+/// Signs it by one key, and says so twice.
+fn sign_twice(directory: &Path) -> Result<()> {
+    sign(directory, &[0])?;
+    let path = directory.join("manifest.json");
+    let mut envelope: Value = serde_json::from_slice(&fs::read(&path)?)?;
+    let signatures = envelope["signatures"].as_array_mut().context("no signatures")?;
+    signatures.extend(signatures.first().cloned());
+    Ok(fs::write(&path, serde_json::to_vec(&envelope)?)?)
+}
+
+/// A small file system where a node keeps what it fetches.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn at(path: &Path) -> Result<Self> {
+        fs::create_dir_all(path)?;
+        let mount = |words: &[&str]| Command::new("mount").args(words).arg(path).status();
+        let status = mount(&["-t", "tmpfs", "-o", "size=1m", "tmpfs"])?;
+        ensure!(status.success(), "cannot mount a small disk; run the tests as root");
+        Ok(Self(path.to_owned()))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: what still looks at it shall not keep the test's folder.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
 }
 
 /// A change to a good release, and the name of the refusal.
@@ -76,6 +117,10 @@ fn only_what_is_blessed_is_brought_and_a_good_release_is_committed() -> Result<(
     let refused: Vec<Refused> = vec![
         ("unsigned", "manifest-threshold-not-met", |dir| sign(dir, &[])),
         ("m-1 signatures", "manifest-threshold-not-met", |dir| sign(dir, &[0])),
+        ("one signer twice", "manifest-duplicate-signature", sign_twice),
+        ("a revoked key", "release-key-revoked", |dir| {
+            Words { revoked: vec![1], ..Words::version(2) }.beside(&[dir])
+        }),
         ("an image bit flipped", "fetch-wrong-file", |dir| {
             bless(dir).and_then(|()| flip(&dir.join("initrd.zst")))
         }),
@@ -125,8 +170,14 @@ fn only_what_is_blessed_is_brought_and_a_good_release_is_committed() -> Result<(
     // The good one, over a connection that breaks once.
     bless(good.path())?;
     // What the refused ones left would serve.
-    fs::remove_dir_all(node.path().join("incoming"))?;
+    let incoming = node.path().join("incoming");
+    fs::remove_dir_all(&incoming)?;
     let server = Mirror::of(good.path())?;
+    let full = SmallDisk::at(&incoming)?;
+    let said = upgrade(&node, &format!("{}/manifest.json", server.url))?;
+    ensure!(said["code"] == "fetch-disk-full", "{said:#}");
+    drop(full);
+    server.sent();
     let broken = format!("{}/manifest.json", server.url);
     server.cut_after(1 << 20);
     let said = upgrade(&node, &broken)?;
@@ -194,15 +245,33 @@ fn what_does_not_work_goes_back_by_itself() -> Result<()> {
     json(node.up_with(&setup.release, &options)?)?;
     ensure!(node.status()?["upgrade"]["code"] == said["code"]);
 
-    // The agent is killed while a good one is tried, and goes on with it.
+    // It is changed on the disk after it was verified, while it waits for its time.
     let good = other(&setup, 62)?;
     Words::version(4).beside(&[good.path(), &setup.release])?;
     let good_manifest = manifest(good.path());
-    let asked = ["--json", &good_manifest].map(OsStr::new);
-    json(node.redoubt("upgrade", &asked)?)?;
-    node.wait_for("the trial", PATIENCE, |status| status["upgrade"]["phase"] == "trying")?;
-    signal::kill(node.agent()?, Signal::SIGKILL)?;
-    json(node.up_with(&setup.release, &["--healthy", "3", "--trial", "300"])?)?;
+    let at = |seconds: u64| {
+        let time = (now() + seconds).to_string();
+        let asked = ["--json", "--not-before", &time, &good_manifest].map(OsStr::new);
+        json(node.redoubt("upgrade", &asked)?)?;
+        node.wait_for("the staged release", PATIENCE, |status| step(status).starts_with("waiting"))
+    };
+    at(10)?;
+    flip(&node.path().join("slot-b/initrd.zst"))?;
+    let changed = node.wait_for("the refusal", PATIENCE, |status| status["upgrade"]["phase"] == "failed")?;
+    ensure!(changed["upgrade"]["code"] == "file-wrong-hash", "{changed:#}");
+
+    // The agent is killed while a good one waits, is given the key, and is tried; it goes on each time.
+    at(5)?;
+    let moments: [(&str, fn(&Value) -> bool); 3] = [
+        ("the wait", |status| step(status).starts_with("waiting")),
+        ("the hand-over", |status| step(status).contains("hands its key")),
+        ("the trial", |status| status["upgrade"]["phase"] == "trying"),
+    ];
+    for (what, seen) in moments {
+        node.wait_for(what, PATIENCE, seen)?;
+        signal::kill(node.agent()?, Signal::SIGKILL)?;
+        json(node.up_with(&setup.release, &["--healthy", "3", "--trial", "300"])?)?;
+    }
     let end = node.wait_for("the commit", PATIENCE, |status| status["upgrade"]["phase"] == "idle")?;
     ensure!(end["upgrade"]["active"] == "b", "{end:#}");
     ensure!(end["release"]["digest"] == digest(good.path())?.to_string(), "{end:#}");

@@ -20,7 +20,7 @@
 
 use crate::hand_over::{Channel, Facts, Grant, HandOverError, accept_giver, decide};
 use attestation::{Evidence, EvidenceKind, TrustAnchors, authenticate, binding::Role};
-use release::{ApprovedManifest, ManifestError, Root, RootUpdateError, Seen, blessing};
+use release::{ApprovedManifest, ManifestError, Root, RootContent, RootUpdateError, Seen, Signed, blessing};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -40,7 +40,7 @@ const LABEL: &[u8] = b"redoubt hand-over 1";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Documents {
-    /// The roots that follow the one in the guests' images, in order.
+    /// The roots that follow the one in either guest's image, in order.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub roots: Vec<String>,
     /// Manifest of the new guest's release.
@@ -146,16 +146,19 @@ impl Judge<'_> {
         self.anchors.kind()
     }
 
-    /// The root in the image and those that follow it.
+    /// The root in the image and those that follow it. Earlier ones are for a guest with an older image.
     fn roots(&self, roots: &[String]) -> Result<Vec<Root>, ExchangeError> {
         if roots.len() > MAX_ROOTS {
             return Err(ExchangeError::Message(format!("it has more than {MAX_ROOTS} roots")));
         }
         let mut chain = vec![self.root.clone()];
         for (index, root) in roots.iter().enumerate() {
-            let next = chain[index]
-                .update(root.as_bytes())
-                .map_err(|error| ExchangeError::Roots(index + 1, Box::new(error)))?;
+            let refused = |error| ExchangeError::Roots(index + 1, Box::new(error));
+            let read = Signed::<RootContent>::from_bytes(root.as_bytes());
+            if read.map_err(|error| refused(error.into()))?.content().version <= self.root.version() {
+                continue;
+            }
+            let next = chain.last().unwrap_or(self.root).update(root.as_bytes()).map_err(refused)?;
             chain.push(next);
         }
         Ok(chain)

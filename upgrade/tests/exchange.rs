@@ -173,6 +173,14 @@ fn roots_are_followed_from_the_one_in_the_image() {
     })
     .unwrap();
     assert_eq!(given.seen.root_version, root().version() + 2);
+    // What a guest with an older image needs is passed over by one that is further.
+    let (_, given) = exchange({
+        let mut host = host();
+        host.documents.roots = vec![String::from_utf8(root().to_bytes()).unwrap(), next(1)];
+        host
+    })
+    .unwrap();
+    assert_eq!(given.seen.root_version, root().version() + 1);
     assert_eq!(refused(|host| host.documents.roots = vec![next(2)]), "hand-over-roots");
     // The old guest has followed a later root than the host shows now.
     assert_eq!(refused(|host| host.seen.root_version = root().version() + 1), "root-rolled-back");
