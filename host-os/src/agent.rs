@@ -13,6 +13,7 @@ use end::{LAST_ANSWER, end_machine, end_node};
 use ports::{listen, serve_operators};
 
 use crate::attest::{Expectations, Pin, chain};
+use crate::cable::{Cable, CableError, Plug};
 use crate::check::{CheckError, Checked, Options, check_machine};
 use crate::confine::{
     Level, Plan, THREADS,
@@ -23,7 +24,7 @@ use crate::decommission::{self, DecommissionError, Ordered, Signed};
 use crate::guest::{Guest, Report, Reporter, Reports, SpawnError, Welcome, channels};
 use crate::http::{Shared, router};
 use crate::installation;
-use crate::launch::{GUEST_PORT, Launch, Serving};
+use crate::launch::{GUEST_PORT, Launch, Serving, Wire};
 use crate::machine::{Effect, Event, Machine, State, Time};
 use crate::node::{AgentRecord, NodeDir, NodeDirError, NodeLock, Ports};
 use crate::operator::carry::Command;
@@ -68,6 +69,9 @@ pub enum AgentError {
         /// Why.
         source: std::io::Error,
     },
+    /// The guest has no network.
+    #[error(transparent)]
+    Cable(#[from] CableError),
     /// The node has ended for good.
     #[error(
         "this node was decommissioned and its keys are erased; to use the machine again, install it anew"
@@ -98,6 +102,7 @@ impl AgentError {
             Self::NodeDir(error) => error.code(),
             Self::Upgrade(error) => error.code(),
             Self::Port { .. } => "port-taken",
+            Self::Cable(_) => "guest-network-not-made",
             Self::HostKey(_) => "host-key-unusable",
             Self::Decommissioned => "node-decommissioned",
             Self::NotErased(_) => "not-erased",
@@ -134,15 +139,21 @@ pub async fn run(
     let (http, http_port) = listen(options.ports.http, PREFERRED.http, "http-port").await?;
     let (status_listener, status_port) =
         listen(options.ports.status, PREFERRED.status, "status-port").await?;
-    // QEMU binds this one itself; holding it here until then would not help, since it has to be free again.
-    let (_, https_port) = listen(options.ports.https, PREFERRED.https, "https-port").await?;
+    let cable = options.power.as_ref().map(|_| Cable::lay()).transpose()?;
+    let https_port = match cable {
+        // Where the relay listens.
+        Some(_) => GUEST_PORT,
+        // QEMU binds this one itself; holding it here until then would not help, since it has to be free again.
+        None => listen(options.ports.https, PREFERRED.https, "https-port").await?.1,
+    };
     let ports = Ports { https: https_port, http: http_port, status: status_port };
     record.ports = ports;
     node.write_record(record)?;
 
     let shared = Shared::new(first_status(ports, options.memory_mib), started);
     let (pin, pin_receiver) = watch::channel(None);
-    let guest_address = SocketAddr::from((Ipv4Addr::LOCALHOST, ports.https));
+    let guest_address =
+        cable.map_or_else(|| SocketAddr::from((Ipv4Addr::LOCALHOST, https_port)), Cable::guest);
     tokio::spawn(crate::gateway::serve(http, guest_address, pin_receiver));
     let routes = router(shared.clone());
     tokio::spawn(async move { axum::serve(status_listener, routes).await });
@@ -190,6 +201,7 @@ pub async fn run(
         number: 0,
         reports,
         guest_address,
+        cable,
         cause: None,
         attestation: None,
         commands: received,
@@ -306,6 +318,8 @@ struct Agent {
     number: u64,
     reports: Reports,
     guest_address: SocketAddr,
+    /// On a host, the way to it.
+    cable: Option<Cable>,
     /// What QEMU or the guest announced as the cause of its end.
     cause: Option<String>,
     /// The task that fetches evidence.
@@ -512,6 +526,7 @@ impl Agent {
             }
             Report::Qemu(Notice::Paused(reason)) => {
                 tracing::error!(reason, "the guest is paused");
+                self.cause = Some(reason.clone());
                 self.shared.update(|status| status.step = reason);
                 None
             }
@@ -570,6 +585,8 @@ impl Agent {
         self.cause = None;
         let (ends, _qemu_ends, channels) = channels()?;
         let connected = checked.platform.connect()?;
+        // Held until QEMU has inherited it. A guest that serves nobody needs none.
+        let plug = self.cable.filter(|_| checked.nvram.is_some()).map(Cable::plug).transpose()?;
         let launch = Launch {
             platform: connected.platform,
             measured: checked.release.measured().clone(),
@@ -578,7 +595,7 @@ impl Agent {
             serving: checked.nvram.clone().map(|nvram| Serving {
                 nvram,
                 placement: options.placement.clone(),
-                https_port: self.guest_address.port(),
+                wire: plug.as_ref().map_or(Wire::Port(self.guest_address.port()), Plug::wire),
             }),
             channels,
         };

@@ -6,6 +6,7 @@
 //! without this machine's processor, and the drive should be destroyed all the same.
 
 use crate::node::{NodeDir, write_atomically};
+use crate::nvram::device::{self, Nvdimm};
 use installer::linux::Device;
 use installer::record;
 use installer::run::Medium;
@@ -19,6 +20,9 @@ use upgrade::machine::Slot;
 /// Bytes from the beginning of a guest's medium that hold its keys: the vault's region, and the first blocks of the heap, all
 /// of them far shorter.
 const HEAD: u64 = 1 << 20;
+/// Bytes of an NVDIMM that are erased: it stays in the machine. What lies behind them is encrypted by a key that is gone, and a
+/// next node that takes the module erases all that it uses.
+const NVDIMM: u64 = 1 << 30;
 /// What is written and compared at a time.
 const CHUNK: usize = 64 << 10;
 
@@ -124,6 +128,8 @@ pub struct Node<'a> {
     pub records: Option<PathBuf>,
     /// Its own key, unless it is erased already.
     pub signer: Option<Signer>,
+    /// The NVDIMM with its state.
+    pub nvdimm: Option<Nvdimm>,
 }
 
 /// One thing to erase.
@@ -132,19 +138,36 @@ struct Target {
     path: PathBuf,
     /// Bytes from the beginning.
     bytes: u64,
-    /// Whether it is a file, and goes altogether.
-    file: bool,
+    /// How it is erased.
+    kind: Kind,
+}
+
+/// How something is erased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// A file: overwritten, and then removed.
+    File,
+    /// A device.
+    Device,
+    /// A device that can only be mapped.
+    Mapped,
 }
 
 impl Node<'_> {
     /// Everything but the node's own key: the guest's keys first.
     fn secrets(&self) -> Vec<Target> {
-        let file = |what, path, bytes| Target { what, path, bytes, file: true };
+        let file = |what, path, bytes| Target { what, path, bytes, kind: Kind::File };
         let mut targets = vec![
             file("the guest's vault (disk of slot A)", self.dir.disk_path(Slot::A), HEAD),
             file("the guest's vault (disk of slot B)", self.dir.disk_path(Slot::B), HEAD),
             file("the guest's NVRAM", self.dir.nvram_path(), HEAD),
         ];
+        targets.extend(self.nvdimm.iter().map(|nvdimm| Target {
+            what: "the guest's NVRAM (NVDIMM)",
+            path: nvdimm.device.clone(),
+            bytes: NVDIMM.min(nvdimm.bytes),
+            kind: Kind::Mapped,
+        }));
         let chip = fs::read_dir(self.dir.chip()).into_iter().flatten().flatten();
         targets.extend(chip.map(|entry| file("the simulated processor's keys", entry.path(), u64::MAX)));
         for (what, name) in
@@ -161,7 +184,7 @@ impl Node<'_> {
             what: "the host's TLS key",
             path: self.dir.host_key(),
             bytes: u64::MAX,
-            file: true,
+            kind: Kind::File,
         }];
         if let Some(path) = &self.records {
             let bytes = record::AREA as u64;
@@ -169,7 +192,7 @@ impl Node<'_> {
                 what: "the node's key and configuration",
                 path: path.clone(),
                 bytes,
-                file: false,
+                kind: Kind::Device,
             });
         }
         targets
@@ -266,6 +289,11 @@ impl Signed {
 impl Target {
     fn erase(&self) -> Result<Erased, DecommissionError> {
         let what = self.what.to_owned();
+        if self.kind == Kind::Mapped {
+            let erased = device::erase(&self.path, self.bytes).map_err(io("overwrite", &self.path))?;
+            let not = || DecommissionError::NotErased(self.path.clone());
+            return erased.then_some(Erased { what, bytes: self.bytes, read_back: true }).ok_or_else(not);
+        }
         let mut device = match Device::open(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 return Ok(Erased { what, bytes: 0, read_back: true });
@@ -288,7 +316,7 @@ impl Target {
             }
         }
         drop(device);
-        if self.file {
+        if self.kind == Kind::File {
             fs::remove_file(&self.path).map_err(io("remove", &self.path))?;
         }
         Ok(Erased { what, bytes, read_back: true })
@@ -352,7 +380,7 @@ mod tests {
     }
 
     fn ending<'a>(dir: &'a NodeDir, records: &Path, signer: Option<Signer>) -> Node<'a> {
-        Node { dir, name: "n".into(), records: Some(records.to_owned()), signer }
+        Node { dir, name: "n".into(), records: Some(records.to_owned()), signer, nvdimm: None }
     }
 
     fn is_erased(dir: &NodeDir, records: &Path) {
@@ -391,6 +419,21 @@ mod tests {
         assert!(!changed.holds());
         // A second order gets the first one's answer, though no key is left to sign with.
         assert_eq!(ending(&dir, &records, None).end("bob", 8).unwrap(), ordered);
+    }
+
+    #[test]
+    fn an_nvdimm_is_erased_as_far_as_the_statement_says() {
+        let (_keep, dir, records) = node();
+        let device = dir.path().join("dax0.0");
+        fs::write(&device, vec![7; 3 << 20]).unwrap();
+        let nvdimm = Nvdimm { device: device.clone(), bytes: 2 << 20, ..Nvdimm::default() };
+        let node = Node { nvdimm: Some(nvdimm), ..ending(&dir, &records, Some(signer())) };
+        let signed = node.end("alice", 7).unwrap().statement.unwrap();
+        assert!(signed.holds());
+        let erased = signed.statement.erased.iter().find(|erased| erased.what.contains("NVDIMM")).unwrap();
+        assert_eq!((erased.bytes, erased.read_back), (2 << 20, true));
+        let content = fs::read(&device).unwrap();
+        assert!(content[..2 << 20].iter().all(|byte| *byte == 0) && content[2 << 20] == 7);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use crate::bundle::{self, CheckedRelease, ReleaseFiles};
 use crate::check::{CheckError, Options};
 use crate::config::{ConfigText, virtual_guest};
-use crate::launch::{Accel, Channels, Encryption, Identity, Launch, Measured, Platform, Serving};
+use crate::launch::{Accel, Channels, Encryption, Identity, Launch, Measured, Platform, Serving, Wire};
 use crate::node::NodeDir;
 use crate::nvram::Nvram;
 use crate::{accel, platform};
@@ -70,7 +70,7 @@ pub fn plan(options: &Options, node: &NodeDir) -> Result<Plan, CheckError> {
                 text: String::new(),
             },
             placement: None,
-            https_port: options.ports.https.unwrap_or(HTTPS_PORT),
+            wire: Wire::Port(options.ports.https.unwrap_or(HTTPS_PORT)),
         }),
         channels: Channels { console: 3, qmp: 4, host: 5 },
     };

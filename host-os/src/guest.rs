@@ -55,6 +55,8 @@ pub(crate) enum SpawnError {
     #[error("the platform cannot begin a guest: {0}")]
     #[cfg_attr(not(feature = "virtual"), expect(dead_code, reason = "no platform is built in"))]
     Platform(String),
+    #[error(transparent)]
+    Network(#[from] crate::cable::CableError),
     #[error("cannot open the console's log: {0}")]
     Console(#[source] io::Error),
     #[error("cannot start {program}: {source}; install the package qemu-system-x86, or give --qemu")]

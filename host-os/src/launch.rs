@@ -120,8 +120,22 @@ pub struct Serving {
     pub nvram: Nvram,
     /// Which of the machine's processors and memory it gets; `None` leaves that to the kernel.
     pub placement: Option<Placement>,
-    /// TCP port on the host's loopback that reaches the guest's [`GUEST_PORT`].
-    pub https_port: u16,
+    /// The way to its [`GUEST_PORT`].
+    pub wire: Wire,
+}
+
+/// The guest's network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    /// QEMU's own, which forwards this TCP port of the host's loopback to the guest.
+    Port(u16),
+    /// A tap device, and vhost-net for it where the kernel has that: file descriptors that QEMU inherits.
+    Tap {
+        /// The tap device.
+        tap: RawFd,
+        /// `/dev/vhost-net`.
+        vhost: Option<RawFd>,
+    },
 }
 
 /// QEMU's ends of socket pairs whose other ends the agent holds, as file descriptor numbers that QEMU inherits.
@@ -229,15 +243,21 @@ impl Launch {
         });
         args.pair("-device", format!("virtio-blk-pci,drive=disk,serial={DISK_SERIAL},{virtio}"));
 
-        if let Some(Serving { https_port, .. }) = self.serving {
-            // Both families by name: with one of them named, QEMU turns the other off. Restricted, so that the guest
-            // reaches neither this machine's own services (QEMU shows them at 10.0.2.2) nor the network behind it.
-            args.pair(
-                "-netdev",
-                format!(
-                    "user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:{https_port}-:{GUEST_PORT}"
+        if let Some(Serving { wire, .. }) = self.serving {
+            match wire {
+                // Both families by name: with one of them named, QEMU turns the other off. Restricted, so that the guest
+                // reaches neither this machine's own services (QEMU shows them at 10.0.2.2) nor the network behind it.
+                Wire::Port(port) => args.pair(
+                    "-netdev",
+                    format!(
+                        "user,id=net,ipv4=on,ipv6=on,restrict=on,hostfwd=tcp:127.0.0.1:{port}-:{GUEST_PORT}"
+                    ),
                 ),
-            );
+                Wire::Tap { tap, vhost } => {
+                    let vhost = vhost.map(|vhost| format!(",vhost=on,vhostfd={vhost}")).unwrap_or_default();
+                    args.pair("-netdev", format!("tap,id=net,fd={tap}{vhost}"));
+                }
+            }
             // Without the option ROM the firmware does not try to boot from the network.
             args.pair("-device", format!("virtio-net-pci,netdev=net,romfile=,{virtio}"));
         }

@@ -19,7 +19,7 @@
 //! | [`pid1`] | PID 1 of the host's image: mounts, the verified root, the agent's process, the orderly end |
 //! | [`power`], [`watchdog`], [`crashes`], [`boot_facts`] | the agent's line to PID 1; what PID 1 knows of the machine |
 //! | `guest`, [`qmp`], `psp` | one running QEMU and its channels |
-//! | [`attest`], `tls`, `gateway`, `relay` | evidence of the guest, and the ways to it |
+//! | [`attest`], `tls`, `gateway`, `relay`, [`cable`] | evidence of the guest, and the ways to it |
 //! | [`operator`] | HTTPS for the node's operators, by their keys; what they may order |
 //! | [`screen`] | the first terminal of the machine: facts, QR code, a menu that asks for signatures |
 //! | [`decommission`], [`slots`], [`installation`] | the end of a node; its disk's other system; what the installer made of it |
@@ -33,6 +33,7 @@ pub mod agent;
 pub mod attest;
 pub mod boot_facts;
 pub mod bundle;
+pub mod cable;
 pub mod check;
 pub mod cli;
 pub mod clock;

@@ -69,6 +69,7 @@ impl NodeDirError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Running(_) => "already-running",
+            Self::Io { source, .. } if source.kind() == io::ErrorKind::StorageFull => "disk-full",
             Self::Io { .. } => "node-dir-unusable",
             Self::SizeChanged { .. } => "image-size-changed",
         }
@@ -78,6 +79,19 @@ impl NodeDirError {
 /// A node directory. Holding one says nothing about the lock.
 #[derive(Debug, Clone)]
 pub struct NodeDir(PathBuf);
+
+/// Gives an empty file its size and its space, or nothing.
+fn reserve(file: &File, bytes: u64) -> io::Result<()> {
+    match nix::fcntl::posix_fallocate(file, 0, bytes.cast_signed()) {
+        // The file system knows no such thing.
+        Err(nix::Error::EOPNOTSUPP) => file.set_len(bytes),
+        Err(error) => {
+            file.set_len(0)?;
+            Err(error.into())
+        }
+        Ok(()) => Ok(()),
+    }
+}
 
 /// Proof that this process is the only agent of the node. The lock goes with the process, however it ends.
 #[derive(Debug)]
@@ -191,17 +205,23 @@ impl NodeDir {
         matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
     }
 
-    /// The NVRAM's file, made sparse when absent.
+    /// The NVRAM's file, made when absent. Its space is reserved: who has a file mapped cannot be told that a disk is full, and
+    /// is killed instead.
     pub fn nvram(&self, _: &NodeLock, bytes: u64) -> Result<PathBuf, NodeDirError> {
-        self.image(name::NVRAM, bytes)
+        self.image(name::NVRAM, bytes, reserve)
     }
 
     /// The file of a slot's disk, made sparse when absent.
     pub fn disk(&self, _: &NodeLock, slot: Slot, bytes: u64) -> Result<PathBuf, NodeDirError> {
-        self.image(name::disk(slot), bytes)
+        self.image(name::disk(slot), bytes, File::set_len)
     }
 
-    fn image(&self, name: &str, wanted: u64) -> Result<PathBuf, NodeDirError> {
+    fn image(
+        &self,
+        name: &str,
+        wanted: u64,
+        extend: fn(&File, u64) -> io::Result<()>,
+    ) -> Result<PathBuf, NodeDirError> {
         let path = self.0.join(name);
         let io = |action| {
             let path = path.clone();
@@ -216,7 +236,7 @@ impl NodeDir {
             .map_err(io("open"))?;
         let found = file.metadata().map_err(io("read the size of"))?.len();
         if found == 0 {
-            file.set_len(wanted).map_err(io("extend"))?;
+            extend(&file, wanted).map_err(io("extend"))?;
         } else if found != wanted {
             return Err(NodeDirError::SizeChanged { path, found, wanted });
         }

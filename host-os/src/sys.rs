@@ -68,6 +68,40 @@ pub(crate) fn resize_partition(disk: &File, number: i32, start: i64, length: i64
     }
 }
 
+/// `struct ifreq` with flags (linux/if.h).
+#[repr(C)]
+struct InterfaceFlags {
+    name: [u8; 16],
+    flags: u16,
+    rest: [u8; 22],
+}
+
+/// Makes an open `/dev/net/tun` the other end of a tap device (TUNSETIFF), and makes the device if there is none. Frames have
+/// the header of virtio before them.
+pub(crate) fn attach_tap(tun: &File, name: &str) -> io::Result<()> {
+    const SET_INTERFACE: nix::libc::c_ulong = 0x4004_54ca;
+    // IFF_TAP, IFF_NO_PI, IFF_VNET_HDR.
+    let mut request = InterfaceFlags { name: [0; 16], flags: 0x2 | 0x1000 | 0x4000, rest: [0; 22] };
+    // The last byte stays zero.
+    let place = request.name.get_mut(..name.len()).filter(|place| place.len() < 16);
+    place.ok_or(io::ErrorKind::InvalidInput)?.copy_from_slice(name.as_bytes());
+    // SAFETY: the structure has the layout and size that the kernel expects, and is alive until after the call.
+    match unsafe { nix::libc::ioctl(tun.as_raw_fd(), SET_INTERFACE as _, &raw mut request) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Lets a tap device stay when nobody has it open (TUNSETPERSIST).
+pub(crate) fn keep_tap(tap: &File) -> io::Result<()> {
+    const SET_PERSIST: nix::libc::c_ulong = 0x4004_54cb;
+    // SAFETY: the argument is a number; the kernel follows no pointer.
+    match unsafe { nix::libc::ioctl(tap.as_raw_fd(), SET_PERSIST as _, 1) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 mod ioctl {
     // linux/watchdog.h: WDIOC_GETBOOTSTATUS, WDIOC_SETTIMEOUT.
     nix::ioctl_read!(get_boot_status, b'W', 2, i32);
@@ -221,8 +255,9 @@ pub(crate) fn slew_clock(seconds: f64) -> io::Result<()> {
     Ok(())
 }
 
-/// Overwrites the first `bytes` of a file or device with zeros, through a mapping: a devdax device knows no other way.
-pub(crate) fn zero_mapped(file: &File, bytes: u64) -> io::Result<()> {
+/// Does something with each part of the first `bytes` of a file or device, mapped: a devdax device knows no other way. The
+/// pointer is valid for reading and writing of so many bytes, until `each` returns.
+fn mapped(file: &File, bytes: u64, mut each: impl FnMut(*mut u8, usize)) -> io::Result<()> {
     use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
     /// Mapped at a time; a multiple of every size of page.
     const PART: u64 = 1 << 30;
@@ -232,19 +267,36 @@ pub(crate) fn zero_mapped(file: &File, bytes: u64) -> io::Result<()> {
         let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         // SAFETY: a new mapping, at an address that the kernel chooses; nobody else has a pointer into it.
         let mapped = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file, at.cast_signed()) }?;
-        let start = mapped.as_ptr().cast::<u8>();
-        // SAFETY: `mapped` is valid for `length` bytes, writable, and not used afterwards. Each line is pushed out of the
-        // caches, because a device has no fsync; all x86-64 processors have `clflush`.
+        each(mapped.as_ptr().cast(), length);
+        // SAFETY: it was mapped above, with this length, and is not used afterwards.
+        unsafe { munmap(mapped, length) }?;
+    }
+    Ok(())
+}
+
+/// Overwrites the first `bytes` of a file or device with zeros.
+pub(crate) fn zero_mapped(file: &File, bytes: u64) -> io::Result<()> {
+    mapped(file, bytes, |start, length| {
+        // SAFETY: `start` is valid for `length` bytes, and writable. Each line is pushed out of the caches, because a device has
+        // no fsync; all x86-64 processors have `clflush`.
         unsafe {
             std::ptr::write_bytes(start, 0, length);
             for line in (0..length).step_by(64) {
                 std::arch::x86_64::_mm_clflush(start.add(line));
             }
             std::arch::x86_64::_mm_mfence();
-            munmap(mapped, length)?;
         }
-    }
-    Ok(())
+    })
+}
+
+/// Whether the first `bytes` of a file or device are zeros. After [`zero_mapped`] no cache holds them any more.
+pub(crate) fn is_zero_mapped(file: &File, bytes: u64) -> io::Result<bool> {
+    let mut zero = true;
+    mapped(file, bytes, |start, length| {
+        // SAFETY: `start` is valid for `length` bytes, and nothing of this process writes there meanwhile.
+        zero &= unsafe { std::slice::from_raw_parts(start, length) }.iter().all(|byte| *byte == 0);
+    })?;
+    Ok(zero)
 }
 
 #[cfg(test)]
@@ -254,6 +306,7 @@ mod tests {
     #[test]
     fn structures_have_the_kernels_sizes_and_other_files_refuse() {
         assert_eq!((size_of::<Partition>(), size_of::<PartitionRequest>()), (152, 24));
+        assert_eq!(size_of::<InterfaceFlags>(), 40);
         assert_eq!(std::mem::offset_of!(MapRequest, target), MAP_HEADER);
         assert_eq!(std::mem::offset_of!(Target, parameters), 40);
         let other = File::open("/dev/null").unwrap();

@@ -74,11 +74,22 @@ fn another_image_is_named_by_its_section_and_hash() {
     assert_eq!(before.len(), 3, "each executable is another: {before:?}");
     let after = found(with(|events| events.push(loader)));
     assert_eq!(after, [("image-differs", 4, Some(started().len() + 1))]);
+    // Under Secure Boot the stub starts the kernel past the firmware.
     assert_eq!(
         found(with(|events| {
             events.pop();
         })),
+        []
+    );
+    assert_eq!(
+        found(with(|events| events.retain(|event| event.kind != APPLICATION))),
         [("image-missing", 4, None)]
+    );
+    assert_eq!(
+        found(with(|events| {
+            events.remove(image);
+        })),
+        [("image-differs", 4, Some(started().len() - 1))]
     );
     let returned = event(4, ACTION, b"Returning from EFI Application from Boot Option");
     let back = found(with(|events| events.insert(image, returned)));

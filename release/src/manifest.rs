@@ -179,14 +179,14 @@ pub struct HostImages {
     pub measured: Option<Measured>,
 }
 
-/// What firmware and systemd's stub measure of a host: PCR 4 is `uki_authenticode` and then `kernel_authenticode`, PCR 7 has
-/// no other certificates than these, PCR 11 follows from the sections.
+/// What firmware and systemd's stub measure of a host: PCR 4 is `uki_authenticode` and then at most `kernel_authenticode`, PCR
+/// 7 has no other certificates than these, PCR 11 follows from the sections.
 ///
 /// Canonical form: `sections` stand in the order in which the stub measures them, each name once; `certificates` ascend.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Measured {
-    /// Authenticode hash (SHA-256) of the kernel in the unified kernel image, which the stub has the firmware load.
+    /// Authenticode hash (SHA-256) of the kernel in the unified kernel image, which a stub may have the firmware load.
     pub kernel_authenticode: Digest,
     /// The measured sections of the unified kernel image.
     pub sections: Vec<MeasuredSection>,

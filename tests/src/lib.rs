@@ -5,8 +5,11 @@
 //! them in `REDOUBT_BIN` and `REDOUBT_RELEASE`; without these a scenario says that it is skipped.
 
 pub mod blessing;
+pub mod host_evidence;
 pub mod lies;
+pub mod machine;
 pub mod mirror;
+pub mod screen;
 pub mod strangers;
 
 use anyhow::{Context, Result, bail, ensure};

@@ -1,5 +1,5 @@
 //! The whole way of a node provider on a virtual machine: the installer flashes it, HostOS starts the guest, and the guest is
-//! verified from outside; then again from the flashed disk; then the node's end. What the disk held at 20 moments of the
+//! verified from outside; then again from the flashed disk, whose start its TPM proves; then the node's end. What the disk held at 20 moments of the
 //! flashing, as after a power cut, is completed by installing again.
 
 use anyhow::{Context, Result, ensure};
@@ -16,16 +16,13 @@ use nix::{
     sys::signal::{self, Signal},
     unistd::Pid,
 };
-use serde_json::Value;
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    sync::mpsc,
+    process::Command,
     time::{Duration, Instant},
 };
-use tests::{Setup, json, text};
+use tests::{Setup, host_evidence, json, machine::Machine, screen::Screen, strangers::strangers, text};
 
 /// What CI has for it, on two cores.
 const FLASHED: Duration = Duration::from_secs(15 * 60);
@@ -33,69 +30,39 @@ const FLASHED: Duration = Duration::from_secs(15 * 60);
 /// `cargo xtask bench host` measures.
 const STARTED: Duration = Duration::from_secs(5 * 60);
 
-/// `redoubt up --full --keep`, which runs until it is dropped.
-struct Machine {
-    up: Child,
-    reply: Value,
+/// For something to appear on the screen or the console of a translated machine.
+const SHOWN: Duration = Duration::from_secs(120);
+
+/// The screen shows who the machine is, and its menu does nothing without an operator's signature.
+fn before_the_screen(setup: &Setup, machine: &Machine<'_>) -> Result<()> {
+    let mut screen = Screen::of(&machine.path("qmp.sock")?)?;
+    let identity = machine.said("identity")?.to_uppercase();
+    ensure!(screen.code(&identity[..8], SHOWN)? == identity);
+    let (stranger, operator) = (machine.path("stranger.pem")?, machine.path("operator.pem")?);
+    let stranger = stranger.to_str().context("a path")?;
+    json(setup.redoubt(["--json", "operator", "key", stranger])?)?;
+    for (key, said) in [
+        (stranger, "an order at the console is refused"),
+        (operator.to_str().context("a path")?, "an operator's order is carried out"),
+    ] {
+        // The third entry: the guest starts again.
+        screen.write("m3")?;
+        let text = screen.code("REDOUBT1:RESTART-GUEST:", SHOWN)?;
+        let signed = json(setup.redoubt(["--json", "operator", "sign", "--key", key, &text])?)?;
+        screen.write(signed["answer"].as_str().context("no answer")?)?;
+        screen.press("ret")?;
+        machine.until_said(said, SHOWN)?;
+    }
+    Ok(())
 }
 
-impl Drop for Machine {
-    fn drop(&mut self) {
-        let id = Pid::from_raw(self.up.id().cast_signed());
-        // It may have ended by itself.
-        let _ = signal::kill(id, Signal::SIGTERM);
-        let _ = self.up.wait();
-    }
-}
-
-impl Machine {
-    fn start(setup: &Setup, folder: &Path, limit: Duration) -> Result<Self> {
-        let seconds = limit.as_secs().to_string();
-        let mut up = Command::new(setup.program("redoubt"));
-        up.args(["--json", "up", "--full", "--keep", "--timeout", &seconds, "--release"]);
-        up.arg(&setup.release).arg("--machine").arg(folder);
-        let mut up = up.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-        let output = up.stdout.take().context("no output")?;
-        let mut errors = up.stderr.take().context("no errors")?;
-        let (sender, printed) = mpsc::channel();
-        std::thread::spawn(move || {
-            // The reply ends with the first line that closes its first brace.
-            let mut reply = String::new();
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                reply.push_str(&line);
-                if line == "}" {
-                    break;
-                }
-            }
-            let _ = sender.send(reply);
-        });
-        let complaints = std::thread::spawn(move || {
-            let mut text = String::new();
-            let _ = errors.read_to_string(&mut text);
-            text
-        });
-        let printed = printed.recv_timeout(limit + Duration::from_secs(30));
-        let mut machine = Self { up, reply: Value::Null };
-        match serde_json::from_str::<Value>(&printed.unwrap_or_default()) {
-            Ok(reply) if reply["error"].is_null() => {
-                machine.reply = reply;
-                Ok(machine)
-            }
-            other => {
-                drop(machine);
-                anyhow::bail!("{other:?}: {}", complaints.join().unwrap_or_default())
-            }
-        }
-    }
-
-    /// A command about this node, by its operator.
-    fn operate(&self, setup: &Setup, command: &[&str], host_key: &str) -> Result<std::process::Output> {
-        let folder = self.reply["machine"].as_str().context("no machine")?;
-        let node = self.reply["urls"]["operators"].as_str().context("no operators' port")?;
-        let key = format!("{folder}/operator.pem");
-        let rest = ["--node", node, "--node-key", host_key, "--key", &key, "--json"];
-        setup.redoubt(command.iter().chain(&rest))
-    }
+/// Ten thousand malformed requests to the host's operators' port leave it as it was.
+fn among_strangers(machine: &Machine<'_>) -> Result<()> {
+    let (_, port) = machine.operators()?.rsplit_once(':').context("no port")?;
+    strangers(port.parse()?)?;
+    let log = machine.operate(&["logs", "-n", "1"])?;
+    ensure!(log.status.success(), "{}", text(&log));
+    Ok(())
 }
 
 /// How often the power goes.
@@ -203,10 +170,9 @@ fn from_an_empty_disk_to_a_verified_guest_and_to_the_end_of_the_node() -> Result
     let machine = Machine::start(&setup, &place, FLASHED)?;
     ensure!(begun.elapsed() < FLASHED, "{:?}", begun.elapsed());
     ensure!(machine.reply["flashed"] == true, "{:#}", machine.reply);
-    let identity = machine.reply["identity"].as_str().context("no identity")?.to_owned();
-    let host_key = machine.reply["host_key"].as_str().context("no host key")?.to_owned();
+    let identity = machine.said("identity")?.to_owned();
     ensure!(!machine.reply["verified"].as_array().context("nothing verified")?.is_empty());
-    let status = json(machine.operate(&setup, &["status"], &host_key)?)?;
+    let status = json(machine.operate(&["status"])?)?;
     ensure!(status["node"] == identity.as_str(), "{status:#}");
     drop(machine);
     let copies = cutter.join().ok().context("the copies failed")??;
@@ -219,14 +185,16 @@ fn from_an_empty_disk_to_a_verified_guest_and_to_the_end_of_the_node() -> Result
     // A power cut it was; the machine now starts from its disk.
     let machine = Machine::start(&setup, &place, STARTED)?;
     ensure!(machine.reply["flashed"] == false && machine.reply["identity"] == identity.as_str());
+    host_evidence::judge(&setup, machine.operators()?, machine.said("host_key")?)?;
+    before_the_screen(&setup, &machine)?;
+    among_strangers(&machine)?;
 
     // Orders: what is asked over the network happens, to this node and by this operator only.
-    let refused = machine.operate(&setup, &["decommission", "--confirm", "00000000"], &host_key)?;
+    let refused = machine.operate(&["decommission", "--confirm", "00000000"])?;
     ensure!(text(&refused).contains("not-confirmed"), "{}", text(&refused));
     let statement = folder.path().join("statement.json");
     let out = statement.to_str().context("a path")?;
-    let ended =
-        machine.operate(&setup, &["decommission", "--confirm", &identity[..8], "--out", out], &host_key)?;
+    let ended = machine.operate(&["decommission", "--confirm", &identity[..8], "--out", out])?;
     let signed = json(ended)?;
     ensure!(signed["public_key"] == identity.as_str(), "{signed:#}");
     let erased = signed["statement"]["erased"].as_array().context("nothing erased")?;

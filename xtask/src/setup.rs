@@ -52,6 +52,7 @@ pub(crate) const FOR_TEST: &[&Need] = &[
     &need("mcopy", &["mtools"], "oracle for the boot partition"),
     &need("sbverify", &["sbsigntool"], "oracle for Secure Boot signatures"),
     &need("sfdisk", &["fdisk"], "oracle for the partition table"),
+    &need("zbarimg", &["zbar-tools"], "reads the code on a machine's screen"),
     &need("veritysetup", &["cryptsetup-bin"], "oracle for hash trees"),
     &need("swtpm", &["swtpm"], "is the TPM of machines that are installed"),
     &need("tpm2_checkquote", &["tpm2-tools"], "oracle for quotes and event logs"),

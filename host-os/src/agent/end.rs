@@ -34,7 +34,9 @@ pub(super) async fn end_node(
             }
         };
         let now = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
-        decommission::Node { dir: &node, name: name.unwrap_or_default(), records, signer }.end(&operator, now)
+        let nvdimm = crate::nvram::nvdimm(&node).filter(|_| machine);
+        decommission::Node { dir: &node, name: name.unwrap_or_default(), records, signer, nvdimm }
+            .end(&operator, now)
     };
     match tokio::task::spawn_blocking(erase).await {
         Ok(ended) => Ok(ended?),

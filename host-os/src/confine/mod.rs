@@ -9,7 +9,7 @@
 pub mod cgroup;
 pub mod launcher;
 
-use crate::launch::{Launch, Platform, Serving};
+use crate::launch::{Launch, Platform, Serving, Wire};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -134,10 +134,10 @@ impl Plan {
         Self {
             level,
             files,
-            network: launch
-                .serving
-                .as_ref()
-                .map_or(Network::Device, |serving| Network::Port(serving.https_port)),
+            network: match launch.serving.as_ref().map(|serving| serving.wire) {
+                Some(Wire::Port(port)) => Network::Port(port),
+                Some(Wire::Tap { .. }) | None => Network::Device,
+            },
             processes: THREADS + u64::from(launch.measured.vcpus),
             cgroup,
         }

@@ -7,6 +7,7 @@ pub mod kernel;
 #[cfg(test)]
 mod tests;
 
+use crate::cable;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
@@ -142,6 +143,17 @@ pub fn rules(open: &[OpenPort]) -> Table {
         rule(vec![Match::Interface("lo".into())], true, "this machine itself"),
         rule(vec![Match::Established], true, "answers"),
         rule(vec![Match::Invalid], false, "no connection"),
+        rule(
+            vec![
+                Match::Interface(cable::NAME.into()),
+                Match::Icmp6(135, 136),
+                Match::OnLink,
+                Match::Limit { rate: 20, burst: 40 },
+            ],
+            true,
+            "the guest as a neighbour",
+        ),
+        rule(vec![Match::Interface(cable::NAME.into())], false, "the guest begins nothing here"),
         // RFC 4890, 4.4.1: dropping these breaks connections.
         rule(vec![Match::Icmp6(1, 4)], true, "errors of IPv6"),
         rule(

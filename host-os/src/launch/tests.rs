@@ -29,7 +29,7 @@ fn example(accel: Accel) -> Launch {
                 text: String::new(),
             },
             placement: None,
-            https_port: 18443,
+            wire: Wire::Port(18443),
         }),
         channels: Channels { console: 11, qmp: 12, host: 13 },
     }
@@ -250,4 +250,20 @@ fn an_nvdimm_is_a_device_that_qemu_may_use() {
     let right =
         |path: &str| plan.files.iter().find(|file| file.path == std::path::Path::new(path)).unwrap().right;
     assert_eq!((right("/dev/dax0.0"), right("/sys/dev/char/252:0")), (Right::Device, Right::Read));
+}
+
+/// QEMU has the guest's card and no network of its own.
+#[test]
+fn on_a_host_the_network_is_a_device_that_qemu_inherits() {
+    use crate::confine::{Level, Network, Plan};
+    for (mut launch, vhost, option) in [
+        (snp(false), Some(21), "-netdev tap,id=net,fd=20,vhost=on,vhostfd=21"),
+        (example(Accel::Kvm), None, "-netdev tap,id=net,fd=20"),
+    ] {
+        let before = launch.clone();
+        launch.serving.as_mut().unwrap().wire = Wire::Tap { tap: 20, vhost };
+        assert_eq!(changes(before.arguments(), launch.arguments()), [option]);
+        assert_eq!(Plan::new(Level::Full, "/usr/bin/q".as_ref(), &launch, None).network, Network::Device);
+        assert_eq!(launch.measured.measurement().unwrap(), before.measured.measurement().unwrap());
+    }
 }

@@ -180,6 +180,11 @@ fn try_apply(change: &Change) -> io::Result<()> {
     socket.request(message)
 }
 
+/// The number of an interface.
+pub(crate) fn index(name: &str) -> io::Result<u32> {
+    index_of(&mut Socket::route()?, name)
+}
+
 fn index_of(socket: &mut Socket, name: &str) -> io::Result<u32> {
     let links = socket.dump(Message::new(GETLINK, 0, &[0; 16]))?;
     let found = links.iter().filter_map(|(_, body)| link(body)).find(|found| found.name == name);

@@ -157,6 +157,13 @@ pub(super) fn blank(device: &Path, bytes: u64) -> io::Result<()> {
     crate::sys::zero_mapped(&file, bytes)
 }
 
+/// The same, and whether only zeros come back.
+pub(crate) fn erase(device: &Path, bytes: u64) -> io::Result<bool> {
+    let file = File::options().read(true).write(true).open(device)?;
+    crate::sys::zero_mapped(&file, bytes)?;
+    crate::sys::is_zero_mapped(&file, bytes)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -245,6 +252,17 @@ mod tests {
         assert_eq!((found[0].uuid.as_str(), found[0].bytes), (id.as_str(), 1 << 29));
         assert_eq!(found[0].described, [folder, system.sys.join("dev/char/252:0")]);
         assert_eq!(found[0].device, system.dev.join("dax0.0"));
+    }
+
+    #[test]
+    fn what_is_not_erased_is_told() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), vec![0; 1 << 20]).unwrap();
+        let device = File::options().read(true).write(true).open(file.path()).unwrap();
+        assert!(crate::sys::is_zero_mapped(&device, 1 << 20).unwrap());
+        std::os::unix::fs::FileExt::write_at(&device, &[1], (1 << 20) - 1).unwrap();
+        assert!(!crate::sys::is_zero_mapped(&device, 1 << 20).unwrap());
+        assert!(erase(file.path(), 1 << 20).unwrap());
     }
 
     #[test]

@@ -153,6 +153,25 @@ pub fn choose(
     }
 }
 
+/// What the node knows of its earlier starts.
+fn remembered(node: &NodeDir) -> Result<Option<Place>, NvramError> {
+    let path = node.nvram_record();
+    match fs::read(&path) {
+        Ok(text) => {
+            serde_json::from_slice(&text).map(Some).map_err(|source| NvramError::Record { path, source })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(NvramError::Io { action: "read", path, source }),
+    }
+}
+
+/// The NVDIMM with the node's state, if it is in the machine: for the node's end.
+pub(crate) fn nvdimm(node: &NodeDir) -> Option<Nvdimm> {
+    let Ok(Some(Place::Nvdimm { uuid, bytes })) = remembered(node) else { return None };
+    let one = device::scan(&device::System::this()).into_iter().find(|one| one.uuid == uuid)?;
+    Some(Nvdimm { bytes: one.bytes.min(bytes), ..one })
+}
+
 /// Finds the node's NVRAM, or makes it. `machine`: the node has the whole machine, its NVDIMM too.
 pub fn provide(node: &NodeDir, lock: &NodeLock, wanted: u64, machine: bool) -> Result<Nvram, NvramError> {
     if !machine {
@@ -165,14 +184,7 @@ pub fn provide(node: &NodeDir, lock: &NodeLock, wanted: u64, machine: bool) -> R
     }
     let found = device::prepare(&device::System::this())?;
     let path = node.nvram_record();
-    let remembered: Option<Place> = match fs::read(&path) {
-        Ok(text) => Some(
-            serde_json::from_slice(&text)
-                .map_err(|source| NvramError::Record { path: path.clone(), source })?,
-        ),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(source) => return Err(NvramError::Io { action: "read", path, source }),
-    };
+    let remembered = remembered(node)?;
     let size = fs::metadata(node.nvram_path()).ok().map(|file| file.len()).filter(|size| *size > 0);
     let place = choose(remembered.as_ref(), &found, size, wanted)?;
     let nvram = match &place {

@@ -8,9 +8,9 @@ use crate::operator::keys::{Operators, ShownKey};
 use crate::operator::orders::{Action, Challenge, Holder, Order, OrderRefusal, console_text, verify_answer};
 use nix::fcntl::OFlag;
 use nix::sys::termios::{SetArg, cfmakeraw, tcgetattr, tcsetattr};
-use ratatui::{Terminal, backend::CrosstermBackend};
+use ratatui::{Terminal, TerminalOptions, Viewport, backend::CrosstermBackend, layout::Rect};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -31,20 +31,29 @@ pub(crate) struct Screen {
 
 type Tty = Terminal<CrosstermBackend<File>>;
 
+/// It must not become the agent's controlling terminal, whose keys send signals.
+fn terminal() -> io::Result<File> {
+    File::options().read(true).write(true).custom_flags(OFlag::O_NOCTTY.bits()).open(TERMINAL)
+}
+
 /// Opens the terminal; its keys come one by one, unechoed.
 fn open() -> io::Result<(Tty, File)> {
-    let tty = |write| {
-        // It must not become the agent's controlling terminal, whose keys send signals.
-        File::options().read(true).write(write).custom_flags(OFlag::O_NOCTTY.bits()).open(TERMINAL)
-    };
-    let (output, input) = (tty(true)?, tty(false)?);
+    let input = terminal()?;
     let mut settings = tcgetattr(&input)?;
     cfmakeraw(&mut settings);
     tcsetattr(&input, SetArg::TCSANOW, &settings)?;
-    let mut screen = Terminal::new(CrosstermBackend::new(output))?;
+    Ok((empty()?, input))
+}
+
+/// An empty screen. Its size is asked of this very terminal: crossterm would ask the controlling one, and there is none.
+fn empty() -> io::Result<Tty> {
+    let mut output = terminal()?;
+    let size = rustix::termios::tcgetwinsize(&output)?;
+    output.write_all(b"\x1b[H\x1b[2J")?;
+    let viewport = Viewport::Fixed(Rect::new(0, 0, size.ws_col, size.ws_row));
+    let mut screen = Terminal::with_options(CrosstermBackend::new(output), TerminalOptions { viewport })?;
     screen.hide_cursor()?;
-    screen.clear()?;
-    Ok((screen, input))
+    Ok(screen)
 }
 
 /// Keys, from a thread that lives as long as the agent.
@@ -72,7 +81,8 @@ pub(crate) async fn run(screen: Screen) {
         }
     };
     let mut interval = tokio::time::interval(REDRAW);
-    let (mut told, mut open_challenge, mut ticks) = (String::new(), None, 0_u32);
+    let (mut told, mut open_challenge) = (String::new(), None);
+    let (mut ticks, mut cleared) = (0_u32, 0);
     loop {
         tokio::select! {
             _ = interval.tick() => ticks = ticks.wrapping_add(1),
@@ -89,12 +99,17 @@ pub(crate) async fn run(screen: Screen) {
             tracing::info!("{now}");
             told = now;
         }
-        if let Some(mut drawn) = tty.take() {
-            let cleared = if ticks % CLEAR == 0 { drawn.clear() } else { Ok(()) };
-            if cleared.and_then(|()| drawn.draw(|frame| render(frame, &status, &view)).map(drop)).is_ok() {
-                tty = Some(drawn);
-            }
+        if cleared != ticks / CLEAR {
+            cleared = ticks / CLEAR;
+            tty = tty.and_then(|screen| {
+                drop(screen);
+                empty().ok()
+            });
         }
+        tty = tty.and_then(|mut screen| {
+            let drawn = screen.draw(|frame| render(frame, &status, &view)).is_ok();
+            drawn.then_some(screen)
+        });
     }
 }
 

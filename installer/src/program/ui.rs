@@ -37,11 +37,12 @@ pub(super) struct Ui {
 impl Ui {
     /// Opens what there is, once the devices are there.
     pub(super) fn open(&mut self) {
-        let terminal = File::options().write(true).open(TERMINAL).ok();
-        let options = || TerminalOptions { viewport: Viewport::Fixed(SIZE) };
-        self.screen = terminal
-            .and_then(|file| Terminal::with_options(CrosstermBackend::new(file), options()).ok())
-            .and_then(|mut screen| screen.clear().is_ok().then_some(screen));
+        let options = TerminalOptions { viewport: Viewport::Fixed(SIZE) };
+        self.screen = File::options().write(true).open(TERMINAL).ok().and_then(|mut file| {
+            // ratatui's own way asks the controlling terminal where the cursor is, and there is none.
+            file.write_all(b"\x1b[H\x1b[2J").ok()?;
+            Terminal::with_options(CrosstermBackend::new(file), options).ok()
+        });
         let (sender, lines) = channel();
         for path in [TERMINAL, "/dev/console"] {
             let sender = sender.clone();
