@@ -37,6 +37,7 @@ use crate::status::{AttestedStatus, ReasonStatus, ReleaseStatus, Status};
 use crate::upgrade::begin::{Begin, begin};
 use crate::upgrade::driver::{self as upgrade, Driver};
 use crate::upgrade::hand_over::Heard;
+use crate::upgrade::host::drive as upgrade_host;
 use crate::upgrade::{Store, UpgradeError};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -170,6 +171,12 @@ pub async fn run(
         end_node(&options, &node, "").await?;
         return end_machine(&options, stops).await;
     }
+    let mut host = upgrade_host::begin(&options, &Store::of(&node));
+    if let Some(host) = host.as_mut().filter(|host| host.must_leave()) {
+        host.leave()?;
+        let _ = stops.recv().await;
+        return Ok(());
+    }
     let installed = options.power.as_ref().and_then(|_| installation::read());
     let identity = installed.as_ref().map(|configuration| configuration.node.clone());
     let operator = serve_operators(&options, &node, installed, shared.clone(), commands).await?;
@@ -253,13 +260,18 @@ pub async fn run(
         sequence,
         part,
         running: checked.target.slot,
+        host,
     };
     driver.start().map_err(AgentError::Runtime)?;
     // Only a machine has a TPM of its own.
     if options.power.is_some() {
-        let (shared, host) = (agent.shared.clone(), checked.release.manifest().manifest().host.clone());
+        // The guest may run another release than the host.
+        let (shared, manifest) = (agent.shared.clone(), options.manifest.clone());
         tokio::task::spawn_blocking(move || {
-            let found = crate::tpm::attest::own(host.as_ref());
+            let manifest = std::fs::read(manifest).ok();
+            let manifest = manifest.and_then(|bytes| release::Envelope::from_bytes(&bytes).ok());
+            let host = manifest.as_ref().and_then(|envelope| envelope.manifest().host.as_ref());
+            let found = crate::tpm::attest::own(host);
             tracing::info!(verdict = found.verdict, details = found.details.join("; "), "measured boot");
             shared.update(|status| status.measured_boot = Some(found));
         });

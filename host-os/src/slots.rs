@@ -1,8 +1,10 @@
 //! The slots of the machine's own disk, for recovery: the firmware is told to start the other system, once. What it usually
 //! starts stays as it is.
 
+use crate::pid1::verity;
 use installer::disk::{Content, inspect};
 use installer::gpt::Guid;
+use installer::layout::Slot;
 use installer::linux::{self, Device};
 use installer::uefi::{ATTRIBUTES, GLOBAL, description};
 use std::fs;
@@ -65,25 +67,26 @@ fn value(folder: &Path, name: &str) -> Option<Vec<u8>> {
 
 /// Has the firmware start the system that does not run now, the next time only.
 pub(crate) fn start_other_next() -> Result<(), SlotError> {
-    let folder = Path::new(VARIABLES);
-    if !runs_previous(folder) {
-        let device = Path::new("/dev").join(own_disk().ok_or(SlotError::NoDisk)?);
-        let mut disk =
-            Device::open_read_only(&device).map_err(|error| SlotError::Io("read", device.clone(), error))?;
-        match inspect(&mut disk).map_err(|error| SlotError::Io("read", device, error))? {
-            Content::Node(node) if node.esp.previous().is_some() => {}
-            _ => return Err(SlotError::Empty),
-        }
-        set_next(folder)?;
+    let device = Path::new("/dev").join(own_disk().ok_or(SlotError::NoDisk)?);
+    let mut disk =
+        Device::open_read_only(&device).map_err(|error| SlotError::Io("read", device.clone(), error))?;
+    match inspect(&mut disk).map_err(|error| SlotError::Io("read", device, error))? {
+        // The usual start leads to the other one already.
+        Content::Node(node) if Some(node.slot) != running() => Ok(()),
+        Content::Node(node) if node.esp.previous().is_some() => start_previous_next(),
+        _ => Err(SlotError::Empty),
     }
-    Ok(())
 }
 
-/// Whether the system that runs is the one before the present one: then the usual start leads to the other.
-fn runs_previous(folder: &Path) -> bool {
-    let number = value(folder, "BootCurrent").filter(|value| value.len() == 2);
-    let entry = number.and_then(|number| value(folder, &format!("Boot{:02X}{:02X}", number[1], number[0])));
-    entry.and_then(|entry| description(&entry)).as_deref() == Some(PREVIOUS)
+/// Slot of the root that runs.
+pub(crate) fn running() -> Option<Slot> {
+    let parts = verity::parts().ok()?;
+    parts.iter().find_map(|(_, label)| Slot::of_label(label))
+}
+
+/// Has the firmware start the image before the one that it usually starts, the next time only.
+pub(crate) fn start_previous_next() -> Result<(), SlotError> {
+    set_next(Path::new(VARIABLES))
 }
 
 fn set_next(folder: &Path) -> Result<(), SlotError> {
@@ -117,16 +120,12 @@ mod tests {
         let put = |name: &str, bytes: &[u8]| fs::write(variable(folder.path(), name), bytes).unwrap();
         put("Boot0000", &option("UEFI Shell"));
         put("Boot0001", &option("Redoubt"));
-        put("BootCurrent", &[6, 0, 0, 0, 1, 0]);
         assert!(matches!(set_next(folder.path()), Err(SlotError::NoEntry)));
         put("Boot00A2", &option(PREVIOUS));
         put("BootOrder", &[7, 0, 0, 0, 1, 0, 0xa2, 0]);
         set_next(folder.path()).unwrap();
         assert_eq!(value(folder.path(), "BootNext"), Some(vec![0xa2, 0]));
         assert_eq!(value(folder.path(), "BootOrder"), Some(vec![1, 0, 0xa2, 0]));
-        assert!(!runs_previous(folder.path()));
-        put("BootCurrent", &[6, 0, 0, 0, 0xa2, 0]);
-        assert!(runs_previous(folder.path()));
     }
 
     #[test]

@@ -73,6 +73,20 @@ impl Esp {
         next
     }
 
+    /// The same after another image was put into the place that is not started, and the other still is.
+    #[must_use]
+    pub fn beside(&self, image: Vec<u8>) -> Self {
+        let mut next = self.clone();
+        next.images[1 - self.current] = Some(image);
+        next
+    }
+
+    /// The same with the names exchanged: the image before it is started.
+    #[must_use]
+    pub fn exchanged(&self) -> Self {
+        Self { current: 1 - self.current, ..self.clone() }
+    }
+
     /// The file system, of this many bytes.
     pub fn to_bytes(&self, size: usize) -> Result<Vec<u8>, FatError> {
         let starts = places(size)?;
@@ -122,11 +136,11 @@ impl Esp {
         Ok(esp.images[esp.current].is_some().then_some(esp))
     }
 
-    /// The writes, as offset and length in [`Self::to_bytes`], that lead from one content to the next: each group must be
-    /// on the disk before the next one begins.
-    pub fn steps(&self, size: usize) -> Result<[Vec<(usize, usize)>; 3], FatError> {
-        let image = self.images[self.current].as_ref().map_or(0, Vec::len);
-        let data = (fat::offset(size, places(size)?[self.current])?, image);
+    /// The writes, as offset and length in [`Self::to_bytes`], that lead from a content with another image in this place to
+    /// this one: each group must be on the disk before the next one begins.
+    pub fn steps(&self, size: usize, place: usize) -> Result<[Vec<(usize, usize)>; 3], FatError> {
+        let image = self.images[place].as_ref().map_or(0, Vec::len);
+        let data = (fat::offset(size, places(size)?[place])?, image);
         let folder = fat::offset(size, BOOT_FOLDER)?;
         let rest = folder + SECTOR;
         let head = fat::offset(size, HEAD)?;
@@ -194,10 +208,31 @@ mod tests {
         let (before, after) = (first.to_bytes(SIZE).unwrap(), second.to_bytes(SIZE).unwrap());
         // What the steps leave out does not differ.
         let mut stepped = before;
-        for (at, length) in second.steps(SIZE).unwrap().into_iter().flatten() {
+        for (at, length) in second.steps(SIZE, second.current).unwrap().into_iter().flatten() {
             stepped[at..at + length].copy_from_slice(&after[at..at + length]);
         }
         assert!(stepped == after);
+    }
+
+    #[test]
+    fn an_image_beside_the_started_one_changes_nothing_of_it_until_the_names_are_exchanged() {
+        let first = Esp::with(vec![1; 70_001]).replaced_by(vec![2; 5]);
+        let beside = first.beside(vec![3; 99_999]);
+        let (before, after) = (first.to_bytes(SIZE).unwrap(), beside.to_bytes(SIZE).unwrap());
+        let mut stepped = before;
+        for (at, length) in beside.steps(SIZE, 1 - beside.current).unwrap().into_iter().flatten() {
+            stepped[at..at + length].copy_from_slice(&after[at..at + length]);
+            assert_eq!(read(&stepped, CURRENT), Some(vec![2; 5]));
+        }
+        assert!(stepped == after);
+        assert_eq!(read(&stepped, PREVIOUS), Some(vec![3; 99_999]));
+        let exchanged = beside.exchanged().to_bytes(SIZE).unwrap();
+        assert_eq!(
+            (read(&exchanged, CURRENT), read(&exchanged, PREVIOUS)),
+            (Some(vec![3; 99_999]), Some(vec![2; 5]))
+        );
+        let sectors = after.chunks(SECTOR).zip(exchanged.chunks(SECTOR));
+        assert_eq!(sectors.filter(|(one, other)| one != other).count(), 1, "one sector");
     }
 
     proptest! {

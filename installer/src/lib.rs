@@ -7,19 +7,21 @@
 //! |---|---|
 //! | [`layout`] | the one rule for partitions, of built images and of installed disks |
 //! | [`gpt`], [`fat`], [`esp`] | partition table, file system of the boot partition, its two kernel images |
-//! | [`pe`] | unified kernel images |
+//! | [`pe`], [`verity`] | unified kernel images, hash trees of roots |
 //! | [`archive`], [`parts`] | a release as one file, and as the parts that are written |
 //! | [`record`] | small documents on the configuration partition |
 //! | [`config`] | unattended installation, and the signed configuration of a node |
 //! | [`network`] | how a node is connected: part of both |
 //! | [`disk`] | what is on a disk |
 //! | [`plan`], [`run`] | what to write, and writing it |
+//! | [`beside`] | the same for a release beside the one that runs |
 //! | [`medium`] | the installer's own medium |
 //! | [`uefi`] | boot entries and Secure Boot keys as the firmware stores them |
 //! | [`linux`] | block devices |
 //! | `program` | the installer's PID 1 (feature `program`) |
 
 pub mod archive;
+pub mod beside;
 pub mod config;
 pub mod disk;
 pub mod esp;
@@ -37,6 +39,7 @@ pub mod program;
 pub mod record;
 pub mod run;
 pub mod uefi;
+pub mod verity;
 
 #[cfg(test)]
 mod tests {

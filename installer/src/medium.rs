@@ -84,7 +84,7 @@ impl Medium {
         };
         let esp = Esp { config: self.config.clone(), ..Esp::with(self.uki.clone()) };
         let image = esp.to_bytes(boot.size as usize)?;
-        let ranges = esp.steps(image.len())?.into_iter().flatten();
+        let ranges = esp.steps(image.len(), esp.current)?.into_iter().flatten();
         let boot_writes =
             ranges.map(|(at, length)| (boot.start + at as u64, image[at..at + length].to_vec()));
         let end_at = size - end.len() as u64;

@@ -327,7 +327,8 @@ pub fn fresh<'a>(
         step("configuration", [(at(labels::CONFIG), area), (at(labels::STATE), vec![0; MIB as usize])]),
     ];
     steps.extend(slot_steps(&table, Slot::A, Slot::A, parts)?);
-    steps.extend(boot_steps(&table, &Esp::with(parts.uki.clone()))?);
+    let esp = Esp::with(parts.uki.clone());
+    steps.extend(boot_steps(&table, &esp, esp.current)?);
     steps.extend(table_steps(start, end, size));
     Ok(Plan { purpose: Purpose::New, table, steps })
 }
@@ -395,7 +396,7 @@ fn update<'a>(
         Some(current) if current == parts.uki => installed.esp.clone(),
         _ => installed.esp.replaced_by(parts.uki.clone()),
     };
-    steps.extend(boot_steps(&table, &esp)?);
+    steps.extend(boot_steps(&table, &esp, esp.current)?);
     Ok(Plan { purpose, table, steps })
 }
 
@@ -408,7 +409,7 @@ fn start_in(table: &Table, label: &str) -> u64 {
     table.find(label).map_or(0, |partition| partition.start)
 }
 
-fn slot_steps<'a>(
+pub(crate) fn slot_steps<'a>(
     table: &Table,
     host: Slot,
     guest: Slot,
@@ -428,15 +429,16 @@ fn slot_steps<'a>(
     ])
 }
 
-fn boot_steps<'a>(table: &Table, esp: &Esp) -> Result<Vec<Step<'a>>, Refusal> {
+/// The steps after which the boot partition has this content, when only the image in this place and the names are new.
+pub(crate) fn boot_steps<'a>(table: &Table, esp: &Esp, place: usize) -> Result<Vec<Step<'a>>, Refusal> {
     let Some(partition) = table.find(labels::ESP) else { return Ok(Vec::new()) };
-    let (size, room) = (esp.current().map_or(0, <[u8]>::len), esp::room(partition.size as usize)?);
+    let (size, room) = (esp.images[place].as_ref().map_or(0, Vec::len), esp::room(partition.size as usize)?);
     if size > room {
         return Err(Refusal::NoRoom { part: "kernel image", size: size as u64, room: room as u64 });
     }
     let image = esp.to_bytes(partition.size as usize)?;
-    let names = ["kernel image", "boot partition", "switch to the new system"];
-    let steps = esp.steps(image.len())?.into_iter().zip(names).map(|(ranges, name)| {
+    let names = ["kernel image", "boot partition", "names of the kernel images"];
+    let steps = esp.steps(image.len(), place)?.into_iter().zip(names).map(|(ranges, name)| {
         let bytes = ranges
             .into_iter()
             .map(|(at, length)| (partition.start + at as u64, image[at..at + length].to_vec()));
@@ -446,7 +448,7 @@ fn boot_steps<'a>(table: &Table, esp: &Esp) -> Result<Vec<Step<'a>>, Refusal> {
 }
 
 /// The second copy first: the first one is what kernels look at first.
-fn table_steps<'a>(start: Vec<u8>, end: Vec<u8>, size: u64) -> [Step<'a>; 2] {
+pub(crate) fn table_steps<'a>(start: Vec<u8>, end: Vec<u8>, size: u64) -> [Step<'a>; 2] {
     let end_at = size - end.len() as u64;
     [step("partition table, second copy", [(end_at, end)]), step("partition table", [(0, start)])]
 }

@@ -225,3 +225,50 @@ fn a_disk_that_does_not_keep_what_is_written_is_named() {
     let error = run::run(&plan, &mut Forgetful(Memory::new(disk.size)), &mut |_| ()).unwrap_err();
     assert_eq!(error.code(), "disk-forgets");
 }
+
+/// The node brings a release itself: beside the running one, then it is started always.
+fn bring(memory: &mut Memory, parts: &Parts, switch: bool) -> Result<(), RunError> {
+    let found::Content::Node(node) = found::inspect(memory).unwrap() else { panic!("no node") };
+    if node.root_hash == parts.root_hash {
+        return Ok(());
+    }
+    let plan = installer::beside::beside(memory.size(), &node, parts).unwrap();
+    run::run(&plan, memory, &mut |_| ())?;
+    if switch {
+        let found::Content::Node(node) = found::inspect(memory).unwrap() else { panic!("no node") };
+        let plan = installer::beside::switch(&node, node.slot.other()).unwrap();
+        run::run(&plan, memory, &mut |_| ())?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_release_that_the_node_brings_itself() {
+    let [one, two, three] = [("1.0", 1), ("1.1", 2), ("1.2", 3)].map(|(v, n)| Sample::new(v, n, n).parts());
+    let mut before = node(&one);
+    bring(&mut before, &two, true).unwrap();
+    assert_eq!(starts(&mut before, &[&two]), Some(0));
+    // Until somebody says so, what runs is started.
+    let mut staged = before.clone();
+    bring(&mut staged, &three, false).unwrap();
+    assert_eq!(starts(&mut staged, &[&two]), Some(0));
+    let mut whole = before.clone();
+    whole.events = 0;
+    bring(&mut whole, &three, true).unwrap();
+    assert_eq!(starts(&mut whole, &[&three]), Some(0));
+    for cut in 0..whole.events {
+        for attempt in 0..TRIES {
+            let mut memory = before.clone();
+            memory.left = Some(cut);
+            bring(&mut memory, &three, true).unwrap_err();
+            let mut memory = memory.after_power_cut(&mut Random(cut * TRIES + attempt));
+            assert!(starts(&mut memory, &[&two, &three]).is_some(), "cut at {cut}, {attempt}");
+            bring(&mut memory, &three, true).unwrap();
+            assert_eq!(starts(&mut memory, &[&three]), Some(0), "cut at {cut}, {attempt}");
+        }
+    }
+    // Nothing is switched to that is not there.
+    let mut alone = node(&one);
+    let found::Content::Node(installed) = found::inspect(&mut alone).unwrap() else { panic!("no node") };
+    assert!(installer::beside::switch(&installed, Slot::B).is_err());
+}

@@ -7,15 +7,21 @@ use clap::{Args, Subcommand};
 use host_os::upgrade::{Order, Source, Store, UpgradeStatus};
 use serde_json::json;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often a node is asked.
 const LOOK: Duration = Duration::from_millis(500);
+/// A machine that restarts does not answer for so long at most; a try that fails takes several restarts.
+const SILENCE: Duration = Duration::from_secs(1800);
 
 const HELP: &str = "\
 The node fetches the release, verifies it against its root and the blessing beside the manifest, puts it into the other slot,
 has the running guest hand the storage key to the new one, and runs that. If it serves, is attested and answers for the time
 set with `up --healthy`, the node commits to it and erases the old one's key; otherwise it goes back by itself and says why.
+
+A machine of its own takes the release's host first: it writes it into the other slot of its disk, lets its TPM open the host's
+secret to it, and has the firmware start it once. If its guest is well for the same time, the machine starts it always, and the
+guest follows; otherwise the machine comes back on the old host, and no guest is touched. --wait bears with the restarts.
 
 Exit codes: 0 asked for, or with --wait committed; 1 refused or failed; 2 the command line was wrong";
 
@@ -117,16 +123,30 @@ fn start(args: &Start) -> Result<Reply, Failure> {
         return Ok(Reply::good(text, json!({ "asked": order })));
     }
     let mut progress = Progress::new();
+    let mut heard = Instant::now();
     loop {
         std::thread::sleep(LOOK);
-        let status = args.whose.status()?;
+        let status = match args.whose.status() {
+            Ok(status) => status,
+            // Only a machine of its own restarts.
+            Err(_) if before.host.is_some() && heard.elapsed() < SILENCE => {
+                progress.step("no answer: the machine restarts");
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        heard = Instant::now();
         // The order of which this is the end, not the one before it: each begins with an entry.
         if status.is_settled() && status.audit_entries > before.audit_entries {
             progress.finish();
             let good = status.code.is_empty();
             return Ok(Reply { text: describe(&status), json: json!(status), good });
         }
-        progress.step(&format!("{} {}", status.phase, status.step));
+        let (part, phase) = match &status.host {
+            Some(host) if !matches!(host.phase.as_str(), "idle" | "failed") => ("host ", &host.phase),
+            _ => ("", &status.phase),
+        };
+        progress.step(&format!("{part}{phase} {}", status.step));
     }
 }
 
@@ -153,6 +173,13 @@ fn describe(status: &UpgradeStatus) -> String {
     let (have, all) = status.fetched;
     if all > 0 {
         line("fetched", &format!("{have} of {all} bytes, {} over the network", status.moved));
+    }
+    if let Some(host) = &status.host {
+        line(
+            "host",
+            &format!("{}, slot {} runs, slot {} is committed", host.phase, host.running, host.active),
+        );
+        line("its release", &host.release);
     }
     line("given up", &status.reason);
     line("code", &status.code);

@@ -9,7 +9,7 @@ mod keeper;
 mod loopback;
 mod mounts;
 mod storage;
-mod verity;
+pub(crate) mod verity;
 mod watch;
 
 use crate::{

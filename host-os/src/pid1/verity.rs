@@ -141,7 +141,7 @@ fn hash_partition() -> io::Result<PathBuf> {
 }
 
 /// The partitions below the root: the kernel's name and the label.
-pub(super) fn parts() -> io::Result<Vec<(String, String)>> {
+pub(crate) fn parts() -> io::Result<Vec<(String, String)>> {
     let mut parts = Vec::new();
     for entry in fs::read_dir(PARTS)? {
         let entry = entry?;

@@ -7,6 +7,7 @@ use crate::node::{NodeDir, NodeLock};
 use release::Digest;
 use std::cell::RefCell;
 use upgrade::machine::{Boot, Event, Part, Phase, Slot};
+use upgrade::node::Which;
 
 /// What a node begins with.
 pub(crate) struct Begin {
@@ -26,13 +27,13 @@ pub(crate) fn begin(
     progress: &dyn Fn(&str),
 ) -> Result<Begin, UpgradeError> {
     let store = Store::of(node);
-    let Some((sequence, part)) = store.load()? else {
+    let Some((sequence, part)) = store.load(Which::Guest)? else {
         let checked = check(options, node, lock, Target::of_slot(options, &store, Slot::A, false), progress)?;
         let part = Part::installed(checked.release.manifest().digest());
         return Ok(Begin { sequence: 0, part, checked });
     };
     let part = part.step(Event::Crash, None)?;
-    let sequence = store.save(sequence, &part)?;
+    let sequence = store.save(Which::Guest, sequence, &part)?;
     store.audit(unix_time(), &format!("the agent starts; an upgrade is {:?}", part.phase))?;
     let tried = matches!(part.phase, Phase::Trying | Phase::Healthy).then(|| part.active.other());
     // What was looked at: the first that may run, and why the others may not.
@@ -64,7 +65,7 @@ pub(crate) fn begin(
                 return Err(why);
             }
             let failed = part.step(Event::NothingBoots, None)?;
-            store.save(sequence, &failed)?;
+            store.save(Which::Guest, sequence, &failed)?;
             store.audit(unix_time(), &format!("nothing boots: {}: {}", why.code(), chain(&why)))?;
             Err(why)
         }

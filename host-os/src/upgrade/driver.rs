@@ -3,6 +3,7 @@
 //! After a start it goes on from the phase that was kept, so a crash needs no code of its own.
 
 use super::hand_over::CarryError;
+use super::host::Host;
 use super::store::Store;
 use super::{Order, UpgradeError};
 use crate::attest::{chain, unix_time};
@@ -18,11 +19,14 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep};
 use upgrade::audit::Head;
 use upgrade::machine::{Content, Event, Part, Phase, Slot};
+use upgrade::node::Which;
 
 /// How often the node is looked at while a release is tried.
-const LOOK: Duration = Duration::from_millis(500);
+pub(super) const LOOK: Duration = Duration::from_millis(500);
 /// How often a release that is tried is held against its blessing.
 const JUDGE: Duration = Duration::from_secs(30);
+/// Name of the reason that a release ended.
+const DOES_NOT_RUN: &str = "release-does-not-run";
 /// After an error of the disk.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -49,10 +53,22 @@ pub(crate) struct Driver {
     pub(crate) part: Part<Digest>,
     /// The slot whose release runs.
     pub(crate) running: Slot,
+    /// The host's part, on a machine of its own.
+    pub(crate) host: Option<Host>,
 }
 
-/// Why a phase could not be left as planned.
-type Reason = (String, String);
+/// How a release that was tried does.
+pub(super) enum Verdict {
+    /// Well, for the set time.
+    Healthy,
+    /// It may not run any more.
+    Withdrawn(UpgradeError),
+    /// Not well: why.
+    Ill(Reason),
+}
+
+/// Why a phase could not be left as planned: a short fixed name, and words.
+pub(super) type Reason = (String, String);
 
 fn reason(error: &UpgradeError) -> Reason {
     (error.code().to_owned(), chain(error))
@@ -69,9 +85,6 @@ impl Driver {
     /// Until the agent ends.
     async fn run(mut self) {
         self.show("");
-        if let Some(why) = self.store.failure() {
-            self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = why);
-        }
         // What a power cut left of a key that is not to be there, or not known to be whole.
         let other = self.part.active.other();
         if self.running != other
@@ -80,10 +93,7 @@ impl Driver {
         {
             tracing::error!("{}", chain(&error));
         }
-        match self.store.head() {
-            Ok(head) => self.show_audit(&head),
-            Err(error) => tracing::error!("{}", chain(&error)),
-        }
+        self.show_log();
         loop {
             if let Err(error) = self.advance().await {
                 let (code, why) = reason(&error);
@@ -97,8 +107,14 @@ impl Driver {
         }
     }
 
-    /// Does what the present phase asks for.
+    /// Does what the present phase asks for. The host goes first: it has to run the release that the guest has now in any case,
+    /// since it may come back to it.
     async fn advance(&mut self) -> Result<(), UpgradeError> {
+        if self.host.as_ref().is_some_and(|host| !host.part.phase.is_settled())
+            && self.part.phase.is_settled()
+        {
+            return self.advance_host().await;
+        }
         match self.part.phase {
             Phase::Idle | Phase::Failed => self.fetch().await,
             Phase::Fetched => match self.verify() {
@@ -144,19 +160,27 @@ impl Driver {
         self.audit(&format!("fetching {}", order.source.manifest))?;
         match self.fetch_all(&order.source).await {
             Ok(release) => {
-                let version = &release.manifest().version;
-                self.keep_release(
-                    Event::FetchDone,
-                    Some(release.digest()),
-                    &format!("release {version} is here"),
-                )
+                let text = format!("release {} is here", release.manifest().version);
+                if self.new_host(&release)?.is_some()
+                    && let Some(host) = &mut self.host
+                {
+                    host.fetched(release.digest(), &text)?;
+                    self.show("");
+                    return Ok(());
+                }
+                if self.host.is_some()
+                    && *self.part.content(self.part.active) == Content::Release(release.digest())
+                {
+                    return self.carried_out("the node runs this release already");
+                }
+                self.keep_release(Event::FetchDone, Some(release.digest()), &text)
             }
             Err(error) => {
                 // Nothing was begun: the phase stays, and what is here serves the next order.
                 let why = reason(&error);
                 self.done();
                 self.audit(&format!("not fetched: {}: {}", why.0, why.1))?;
-                self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = why);
+                self.store.keep_failure(Some(&why))?;
                 self.show("");
                 Ok(())
             }
@@ -252,14 +276,26 @@ impl Driver {
         Ok(())
     }
 
-    /// Looks at a release that is tried until it has been healthy long enough, or for too long not.
+    /// Looks at the guest's release that is tried.
     async fn observe(&mut self) -> Result<(), UpgradeError> {
         let other = self.part.active.other();
         if self.running != other {
             // Its files are no longer what they were, so the committed release was started.
             let why = "the release that is tried cannot be started any more; the log says why".to_owned();
-            return self.give_up(Event::HealthLost, ("release-does-not-run".to_owned(), why));
+            return self.give_up(Event::HealthLost, (DOES_NOT_RUN.to_owned(), why));
         }
+        match self.trial(|driver| driver.staged(other).map(drop)).await {
+            Verdict::Healthy => {
+                self.keep(Event::HealthOk, "the tried release serves, is attested and answers")
+            }
+            Verdict::Withdrawn(error) => self.give_up(Event::Withdrawn, reason(&error)),
+            Verdict::Ill(why) if why.0 == DOES_NOT_RUN => self.give_up(Event::BootFailed, why),
+            Verdict::Ill(why) => self.give_up(Event::HealthLost, why),
+        }
+    }
+
+    /// Looks at the node until it has been healthy long enough, or for too long not. `may_run` is asked now and then.
+    pub(super) async fn trial(&mut self, may_run: impl Fn(&Self) -> Result<(), UpgradeError>) -> Verdict {
         let patience = self.options.trial;
         let mut judged = Instant::now();
         let end = Instant::now() + patience.trial;
@@ -269,20 +305,18 @@ impl Driver {
             let status = self.shared.read();
             if judged.elapsed() > JUDGE {
                 judged = Instant::now();
-                if let Err(error) = self.staged(other) {
-                    return self.give_up(Event::Withdrawn, reason(&error));
+                if let Err(error) = may_run(self) {
+                    return Verdict::Withdrawn(error);
                 }
             }
             if status.state == "failed" || status.restarts > starts {
                 let why = status.reasons.last().map(|last| last.reason.clone()).unwrap_or_default();
-                return self.give_up(Event::BootFailed, ("release-does-not-run".to_owned(), why));
+                return Verdict::Ill((DOES_NOT_RUN.to_owned(), why));
             }
             let probed = status.state == "ready" && status.attested.is_some() && self.probe(&status).await;
             healthy_since = probed.then(|| healthy_since.unwrap_or_else(Instant::now));
             match healthy_since {
-                Some(since) if since.elapsed() >= patience.healthy => {
-                    return self.keep(Event::HealthOk, "the tried release serves, is attested and answers");
-                }
+                Some(since) if since.elapsed() >= patience.healthy => return Verdict::Healthy,
                 _ if Instant::now() > end => {
                     let why = format!(
                         "the new release was not healthy for {} s within {} s; last state: {} {}",
@@ -291,7 +325,7 @@ impl Driver {
                         status.state,
                         status.attestation_error
                     );
-                    return self.give_up(Event::HealthLost, ("release-unhealthy".to_owned(), why));
+                    return Verdict::Ill(("release-unhealthy".to_owned(), why));
                 }
                 since => self.step(&match since {
                     Some(since) => format!("healthy for {} s", since.elapsed().as_secs()),
@@ -325,7 +359,7 @@ impl Driver {
         Ok(())
     }
 
-    fn order(&self) -> Result<Option<Order>, UpgradeError> {
+    pub(super) fn order(&self) -> Result<Option<Order>, UpgradeError> {
         let order = self.store.ordered();
         if let Err(UpgradeError::Malformed(_)) = order {
             self.done();
@@ -339,15 +373,29 @@ impl Driver {
         let _ = std::fs::remove_file(self.store.order());
     }
 
+    /// Nothing of the order is left to do.
+    pub(super) fn carried_out(&mut self, text: &str) -> Result<(), UpgradeError> {
+        self.done();
+        self.audit(text)?;
+        self.show("");
+        Ok(())
+    }
+
+    /// The machine goes down, and this program with it.
+    pub(super) async fn until_the_end(&self) {
+        while !self.agent.is_closed() {
+            sleep(LOOK).await;
+        }
+    }
+
     fn give_up(&mut self, event: Event, (code, why): Reason) -> Result<(), UpgradeError> {
         tracing::warn!(code, why, "the upgrade is given up");
         self.keep(event, &format!("{code}: {why}"))?;
         // Another try of the same release goes on by itself.
         if self.part.phase != Phase::Trying {
             self.done();
-            let why = (code, why);
-            self.store.keep_failure(Some(&why))?;
-            self.shared.update(|status| (status.upgrade.code, status.upgrade.reason) = why);
+            self.store.keep_failure(Some(&(code, why)))?;
+            self.show("");
         }
         if self.part.phase == Phase::Failed {
             self.store.erase_key(self.part.active.other())?;
@@ -355,19 +403,19 @@ impl Driver {
         Ok(())
     }
 
-    fn keep(&mut self, event: Event, text: &str) -> Result<(), UpgradeError> {
+    pub(super) fn keep(&mut self, event: Event, text: &str) -> Result<(), UpgradeError> {
         self.keep_release(event, None, text)
     }
 
     /// Keeps what follows from an event, then its line in the audit log.
-    fn keep_release(
+    pub(super) fn keep_release(
         &mut self,
         event: Event,
         release: Option<Digest>,
         text: &str,
     ) -> Result<(), UpgradeError> {
         let next = self.part.step(event, release)?;
-        self.sequence = self.store.save(self.sequence, &next)?;
+        self.sequence = self.store.save(Which::Guest, self.sequence, &next)?;
         self.part = next;
         self.show("");
         self.audit(&format!("{event:?}: {text}"))
@@ -391,14 +439,25 @@ impl Driver {
         self.shared.update(|status| text.clone_into(&mut status.upgrade.step));
     }
 
-    fn show(&self, text: &str) {
+    pub(super) fn show_log(&self) {
+        match self.store.head() {
+            Ok(head) => self.show_audit(&head),
+            Err(error) => tracing::error!("{}", chain(&error)),
+        }
+    }
+
+    pub(super) fn show(&self, text: &str) {
         let part = &self.part;
+        let (ordered, host, why) =
+            (self.store.order().exists(), self.host_status(), self.store.failure().unwrap_or_default());
         self.shared.update(|status| {
             let upgrade = &mut status.upgrade;
             upgrade.phase = format!("{:?}", part.phase).to_lowercase();
             text.clone_into(&mut upgrade.step);
             upgrade.active = format!("{:?}", part.active).to_lowercase();
             upgrade.incoming = part.incoming.map(|digest| digest.to_string()).unwrap_or_default();
+            (upgrade.ordered, upgrade.host) = (ordered, host);
+            (upgrade.code, upgrade.reason) = why;
         });
     }
 }

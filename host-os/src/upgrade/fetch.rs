@@ -201,13 +201,19 @@ async fn difference(
     path: &Path,
 ) -> Result<Option<u64>, FetchError> {
     let disk = |source| FetchError::Disk { path: path.to_owned(), source };
+    // A device is longer than the file on it.
+    let old_bytes = || async {
+        let mut bytes = Vec::new();
+        tokio::fs::File::open(place).await?.take(old.size).read_to_end(&mut bytes).await?;
+        Ok::<_, io::Error>(bytes)
+    };
     let made = if old.sha256 == new.sha256 {
-        (0, tokio::fs::read(place).await.ok())
+        (0, old_bytes().await.ok())
     } else {
         // A difference that is not much smaller is not worth having.
         let limit = usize::try_from(new.size / 2).unwrap_or(usize::MAX);
         let delta = beside(source, &delta::name(old, new), limit).await.ok();
-        let (Some(delta), Ok(old)) = (delta, tokio::fs::read(place).await) else { return Ok(None) };
+        let (Some(delta), Ok(old)) = (delta, old_bytes().await) else { return Ok(None) };
         let moved = delta.len() as u64;
         // Packing takes seconds.
         let made = tokio::task::spawn_blocking(move || delta::apply(&old, &delta)).await;

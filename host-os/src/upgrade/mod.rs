@@ -1,4 +1,5 @@
-//! Upgrades of the guest: fetch, verify, stage, hand the key over, try, and commit or go back.
+//! Upgrades: fetch, verify, stage, hand the key over, try, and commit or go back; of the guest, and on a machine of its own
+//! of the host before it.
 //!
 //! The phases and what follows from what is the crate [`upgrade`]'s; here is what is done in each.
 
@@ -7,12 +8,14 @@ pub mod delta;
 pub(crate) mod driver;
 mod fetch;
 pub mod hand_over;
+pub(crate) mod host;
 mod releases;
 mod status;
 mod store;
 
 pub use fetch::{FetchError, Source};
-pub use status::{Order, Patience, UpgradeStatus};
+pub use host::machine::HostError;
+pub use status::{HostStatus, Order, Patience, UpgradeStatus};
 pub use store::{Store, StoreError};
 
 use crate::bundle::ReleaseError;
@@ -20,6 +23,7 @@ use crate::check::CheckError;
 use hand_over::CarryError;
 use std::path::PathBuf;
 use upgrade::machine::Unexpected;
+use upgrade::node::Refused;
 
 /// An upgrade cannot go on.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +71,12 @@ pub enum UpgradeError {
     /// A defect of the driver.
     #[error(transparent)]
     Unexpected(#[from] Unexpected),
+    /// The machine, or the host's part of the release.
+    #[error(transparent)]
+    Host(#[from] HostError),
+    /// Both parts at once.
+    #[error(transparent)]
+    Refused(#[from] Refused),
 }
 
 impl UpgradeError {
@@ -97,7 +107,8 @@ impl UpgradeError {
             Self::AgentEnded => "agent-ended",
             Self::Running(_) => "upgrade-running",
             Self::Malformed(_) => "upgrade-order-malformed",
-            Self::Unexpected(_) => "upgrade-unexpected",
+            Self::Unexpected(_) | Self::Refused(_) => "upgrade-unexpected",
+            Self::Host(error) => error.code(),
         }
     }
 }

@@ -6,7 +6,8 @@ use super::fetch::{self, FetchError, Source};
 use crate::bundle::{self, ReleaseError, ReleaseFiles};
 use crate::node::write_atomically;
 use host_guest::ToGuest;
-use release::{ApprovedManifest, BLESSING_FILE, MAX_DOCUMENT};
+use installer::parts::SIGNATURE;
+use release::{ApprovedManifest, BLESSING_FILE, FileName, MAX_DOCUMENT};
 use std::path::{Path, PathBuf};
 use upgrade::machine::{Content, Slot};
 
@@ -17,7 +18,7 @@ impl Driver {
     }
 
     /// Whether the blessing beside a manifest lets the release be brought to this node now.
-    fn admissible(&self, path: &Path, release: &ApprovedManifest) -> Result<(), UpgradeError> {
+    pub(super) fn admissible(&self, path: &Path, release: &ApprovedManifest) -> Result<(), UpgradeError> {
         let root = self.options.root.load(self.options.profile)?;
         Ok(bundle::admissible(&root, path, release, self.node.path())?)
     }
@@ -35,27 +36,33 @@ impl Driver {
             let bytes = fetch::beside(source, name, MAX_DOCUMENT).await?;
             write_atomically(&directory.join(name), &bytes).map_err(io)?;
         }
-        let guest = &release.manifest().guest.files;
-        let files = [&guest.kernel, &guest.initrd, &guest.firmware];
         // The committed release, from which differences start; its own bytes are not believed, only what comes out.
         let path = self.store.manifest(self.part.active, &self.options.manifest);
         let runs = self.manifest(&path).ok();
-        let former = |index: usize| {
-            let guest = &runs.as_ref()?.manifest().guest.files;
-            let file = [&guest.kernel, &guest.initrd, &guest.firmware][index];
-            Some((file, path.with_file_name(&file.path)))
+        let former = |name| {
+            let file = runs.as_ref()?.manifest().guest.files.get(name).clone();
+            let place = path.with_file_name(&file.path);
+            Some((file, place))
         };
-        let all: u64 = files.iter().map(|file| file.size).sum();
+        let guest = &release.manifest().guest.files;
+        let mut files: Vec<(release::File, Option<(release::File, PathBuf)>)> =
+            FileName::ALL.map(|name| (guest.get(name).clone(), former(name))).into();
+        if let Some((images, root)) = self.new_host(&release)? {
+            let name = format!("{}{SIGNATURE}", images.uki.path);
+            let bytes = fetch::beside(source, &name, MAX_DOCUMENT).await?;
+            write_atomically(&directory.join(name), &bytes).map_err(io)?;
+            files.extend([(images.uki, None), (images.root, root), (images.root_hash_tree, None)]);
+        }
+        let all: u64 = files.iter().map(|(file, _)| file.size).sum();
         let mut before = 0;
-        for (index, file) in files.into_iter().enumerate() {
+        for (file, former) in &files {
             self.shared.update(|status| {
                 status.upgrade.step = format!("fetching {}", file.path);
                 status.upgrade.fetched = (before, all);
             });
             let shared = self.shared.clone();
             let progress = move |have| shared.update(|status| status.upgrade.fetched = (before + have, all));
-            let former = former(index);
-            let former = former.as_ref().map(|(file, path)| (*file, path.as_path()));
+            let former = former.as_ref().map(|(file, path)| (file, path.as_path()));
             let moved = fetch::file(source, file, former, &directory, &progress).await?;
             before += file.size;
             self.shared.update(|status| status.upgrade.moved += moved);

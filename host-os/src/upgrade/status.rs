@@ -41,12 +41,34 @@ pub struct UpgradeStatus {
     pub audit_entries: u64,
     /// Digest of its last entry.
     pub audit_digest: String,
+    /// Whether an order is being carried out: between its two parts nothing else shows that.
+    #[serde(default)]
+    pub ordered: bool,
+    /// The host's part, on a machine of its own; the other fields' phase and slot are the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostStatus>,
+}
+
+/// How the host's part of an upgrade goes.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostStatus {
+    /// As the guest's.
+    pub phase: String,
+    /// The committed slot: "a" or "b".
+    pub active: String,
+    /// The slot that runs: another one while a new host is tried.
+    pub running: String,
+    /// Tries that are left, while one is tried.
+    pub tries: u8,
+    /// Digest of the manifest of the release in the committed slot.
+    pub release: String,
 }
 
 impl UpgradeStatus {
     /// Whether nothing is under way.
     pub fn is_settled(&self) -> bool {
-        matches!(self.phase.as_str(), "idle" | "failed" | "")
+        let settled = |phase: &str| matches!(phase, "idle" | "failed" | "");
+        !self.ordered && settled(&self.phase) && self.host.as_ref().is_none_or(|host| settled(&host.phase))
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! | name | content |
 //! |---|---|
-//! | `upgrade.record` | the state, as `upgrade::record` says, each copy in a block of its own |
+//! | `upgrade.record` | the state of the guest's upgrade, as `upgrade::record` says, each copy in a block of its own |
+//! | `upgrade-host.record` | the same of the host's, on a machine of its own |
 //! | `upgrade.json` | the order that is being carried out |
 //! | `upgrade.failed` | why the last one was given up |
 //! | `audit.log` | what happened, as `upgrade::audit` says |
@@ -19,7 +20,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use upgrade::audit::{AuditError, Head};
-use upgrade::machine::{Event, Part, Phase, Slot};
+use upgrade::machine::{Content, Event, Part, Phase, Slot};
+use upgrade::node::Which;
 use upgrade::record::{self, Unreadable};
 
 /// Each copy of the record begins a block that a disk writes as one.
@@ -80,7 +82,8 @@ pub struct Store(NodeDir);
 
 impl Store {
     /// Files that are no guest's disk.
-    pub const FILES: [&str; 4] = ["upgrade.record", "upgrade.json", "upgrade.failed", "audit.log"];
+    pub const FILES: [&str; 5] =
+        ["upgrade.record", "upgrade-host.record", "upgrade.json", "upgrade.failed", "audit.log"];
     /// Folders.
     pub const FOLDERS: [&str; 3] = ["incoming", "slot-a", "slot-b"];
 
@@ -89,8 +92,11 @@ impl Store {
         Store(node.clone())
     }
 
-    fn record(&self) -> PathBuf {
-        self.0.path().join("upgrade.record")
+    fn record(&self, which: Which) -> PathBuf {
+        self.0.path().join(match which {
+            Which::Guest => "upgrade.record",
+            Which::Host => "upgrade-host.record",
+        })
     }
 
     /// The audit log.
@@ -153,13 +159,13 @@ impl Store {
 
     /// Manifest of the release in a slot. A node's first release was never staged: it is where it was `installed`.
     pub fn manifest(&self, slot: Slot, installed: &Path) -> PathBuf {
-        let staged = self.slot(slot).join("manifest.json");
+        let staged = self.slot(slot).join(MANIFEST);
         if staged.exists() || slot == Slot::B { staged } else { installed.to_owned() }
     }
 
     /// Manifest of the release that the node runs or, unless it is `running`, starts with next.
     pub fn runs(&self, installed: &Path, running: bool) -> Result<PathBuf, UpgradeError> {
-        let Some((_, part)) = self.load()? else { return Ok(installed.to_owned()) };
+        let Some((_, part)) = self.load(Which::Guest)? else { return Ok(installed.to_owned()) };
         let part = if running { part } else { part.step(Event::Crash, None)? };
         let slot = match part.phase {
             Phase::Trying | Phase::Healthy => part.active.other(),
@@ -168,9 +174,9 @@ impl Store {
         Ok(self.manifest(slot, installed))
     }
 
-    /// The state; none before the first upgrade.
-    pub fn load(&self) -> Result<Option<(u64, Part<Digest>)>, StoreError> {
-        let path = self.record();
+    /// The state of a part; none before its first upgrade.
+    pub fn load(&self, which: Which) -> Result<Option<(u64, Part<Digest>)>, StoreError> {
+        let path = self.record(which);
         let mut bytes = Vec::new();
         match File::open(&path) {
             Ok(file) => file.take(2 * BLOCK).read_to_end(&mut bytes).map_err(failed("read", &path))?,
@@ -182,8 +188,8 @@ impl Store {
     }
 
     /// Keeps the state that follows the one with this sequence number (0 for the first); returns its own.
-    pub fn save(&self, sequence: u64, part: &Part<Digest>) -> Result<u64, StoreError> {
-        let path = self.record();
+    pub fn save(&self, which: Which, sequence: u64, part: &Part<Digest>) -> Result<u64, StoreError> {
+        let path = self.record(which);
         let file = OpenOptions::new()
             .write(true)
             .create(true)
@@ -247,27 +253,30 @@ impl Store {
             fs::remove_dir_all(&to).map_err(failed("empty", &to))?;
         }
         DirBuilder::new().mode(0o700).create(&to).map_err(failed("make", &to))?;
-        let guest = &release.manifest().guest;
-        let mut names: Vec<&str> = [&guest.files.kernel, &guest.files.initrd, &guest.files.firmware]
-            .map(|file| file.path.as_str())
-            .into();
-        names.extend(["manifest.json", BLESSING_FILE, release::ID_BLOCK_FILE]);
-        for name in names {
-            let (source, target) = (from.join(name), to.join(name));
-            // Blessing and signatures of ID blocks are not part of every release; what has to be there is checked below.
-            if !source.exists() {
-                continue;
-            }
-            if let Some(parent) = target.parent() {
-                fs::create_dir_all(parent).map_err(failed("make", parent))?;
-            }
-            fs::copy(&source, &target).map_err(failed("write", &target))?;
-            File::open(&target).and_then(|file| file.sync_all()).map_err(failed("write", &target))?;
-        }
+        copy(release.manifest(), &from, &to)?;
         File::open(&to).and_then(|directory| directory.sync_all()).map_err(failed("write", &to))?;
         self.sync_directory()?;
         self.read_back(release, &to, root, profile)
             .map_err(|source| StoreError::ReadBack { path: to, source: Box::new(source) })
+    }
+
+    /// Keeps the release that the guest was installed with, which lies in the running host's slot, among what the node keeps:
+    /// another host has another release there. Does nothing if it is kept, or slot A holds something else.
+    pub(crate) fn keep_installed(&self, installed: &Path) -> Result<(), UpgradeError> {
+        let to = self.slot(Slot::A);
+        let in_use =
+            self.load(Which::Guest)?.is_none_or(|(_, part)| matches!(part.content[0], Content::Release(_)));
+        if !in_use || to.join(MANIFEST).exists() {
+            return Ok(());
+        }
+        fs::create_dir_all(&to).map_err(failed("make", &to))?;
+        let bytes = fs::read(installed).map_err(failed("read", installed))?;
+        // It was judged before it was launched, and is again before the next time.
+        let envelope = release::Envelope::from_bytes(&bytes)
+            .map_err(|source| ReleaseError::Manifest { path: installed.to_owned(), source })?;
+        copy(envelope.manifest(), installed.parent().unwrap_or(Path::new(".")), &to)?;
+        File::open(&to).and_then(|directory| directory.sync_all()).map_err(failed("write", &to))?;
+        Ok(self.sync_directory()?)
     }
 
     fn read_back(
@@ -277,7 +286,7 @@ impl Store {
         root: &RootSource,
         profile: Profile,
     ) -> Result<(), ReleaseError> {
-        let path = slot.join("manifest.json");
+        let path = slot.join(MANIFEST);
         let found = bundle::manifest(&path, &root.load(profile)?, profile)?;
         if found.digest() != expected.digest() {
             let source = io::Error::other("it is another manifest");
@@ -307,6 +316,27 @@ impl Store {
             .and_then(|directory| directory.sync_all())
             .map_err(failed("write", self.0.path()))
     }
+}
+
+const MANIFEST: &str = "manifest.json";
+
+/// Copies what a guest's slot holds; the manifest, by which a slot is known to hold a release, last.
+fn copy(manifest: &release::Manifest, from: &Path, to: &Path) -> Result<(), StoreError> {
+    let files = &manifest.guest.files;
+    let names = [&files.kernel, &files.initrd, &files.firmware].map(|file| file.path.as_str());
+    for name in names.into_iter().chain([BLESSING_FILE, release::ID_BLOCK_FILE, MANIFEST]) {
+        let (source, target) = (from.join(name), to.join(name));
+        // Blessing and signatures of ID blocks are not part of every release; what has to be there is checked afterwards.
+        if !source.exists() {
+            continue;
+        }
+        if let Some(parent) = target.parent() {
+            fs::create_dir_all(parent).map_err(failed("make", parent))?;
+        }
+        fs::copy(&source, &target).map_err(failed("write", &target))?;
+        File::open(&target).and_then(|file| file.sync_all()).map_err(failed("write", &target))?;
+    }
+    Ok(())
 }
 
 /// As the audit log takes it.

@@ -20,9 +20,8 @@ pub mod root;
 pub mod sbom;
 pub mod secure_boot;
 pub mod tree;
-pub mod verity;
 
-pub use installer::{fat, gpt, pe};
+pub use installer::{fat, gpt, pe, verity};
 
 use crate::{
     deb,

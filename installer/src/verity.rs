@@ -50,6 +50,14 @@ impl Tree {
         Ok(Self { salt, blocks: blocks as u64, root, hash_area })
     }
 
+    /// Root hash of this data with this hash area; `None` unless the one follows from the other and the salt in it.
+    #[must_use]
+    pub fn again(data: &[u8], hash_area: &[u8]) -> Option<[u8; 32]> {
+        let salt = hash_area.get(88..120)?.try_into().ok()?;
+        let tree = Self::new(data, salt).ok()?;
+        (tree.hash_area == hash_area).then_some(tree.root)
+    }
+
     /// The target for the kernel's `dm-mod.create=`: these two devices become one that is verified. Damage found at any
     /// time stops the machine.
     pub fn table(&self, data: &str, hashes: &str) -> String {
@@ -96,7 +104,7 @@ fn superblock(salt: &[u8], uuid: &[u8], blocks: u64) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::gpt::Guid;
+    use crate::gpt::Guid;
     use std::process::Command;
 
     fn tree(blocks: usize) -> (Vec<u8>, Tree) {
@@ -107,7 +115,7 @@ mod tests {
 
     #[test]
     fn veritysetup_makes_the_same_tree() {
-        let Some(veritysetup) = crate::host::tests::program("veritysetup") else { return };
+        let Some(veritysetup) = crate::tests::program("veritysetup") else { return };
         let dir = tempfile::tempdir().unwrap();
         // One level, exactly one level, two levels, two levels with a full block, three levels.
         for blocks in [2, 128, 129, 256, 16_385] {
@@ -139,6 +147,13 @@ mod tests {
             assert_ne!(Tree::new(&changed, tree.salt).unwrap().root, tree.root);
         }
         assert_ne!(Tree::new(&data, [0; 32]).unwrap().root, tree.root);
+        assert_eq!(Tree::again(&data, &tree.hash_area), Some(tree.root));
+        for at in [0, 88, BLOCK, tree.hash_area.len() - 1] {
+            let mut changed = tree.hash_area.clone();
+            changed[at] ^= 1;
+            assert_eq!(Tree::again(&data, &changed), None, "{at}");
+        }
+        assert_eq!(Tree::again(&data, &tree.hash_area[..100]), None);
         for broken in [0, 1, BLOCK, BLOCK * 2 - 1] {
             Tree::new(&data[..broken], tree.salt).unwrap_err();
         }
