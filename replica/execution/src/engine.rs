@@ -296,6 +296,7 @@ impl Engine {
                     if new.new_memory {
                         batch.delete_space(canister.memory_space());
                     }
+                    batch.delete_space(canister.table_space());
                     new.code.write_memory(canister.memory_space(), &mut batch);
                     let (pages, _) = new.module.as_chunks::<PAGE>();
                     batch.resize(canister.module_space(), pages.len() as u64);
@@ -511,6 +512,11 @@ impl Engine {
         self.heap.rekey(key)
     }
 
+    /// Number of the heap's last commit: all up to it are durable.
+    pub fn epoch(&self) -> u64 {
+        self.heap.epoch()
+    }
+
     /// Figures about the heap.
     pub fn heap_status(&self) -> Status {
         self.heap.status()
@@ -534,9 +540,9 @@ fn looks_like(one: &Canister, other: &Canister) -> bool {
 }
 
 /// The spaces of a canister or snapshot with this number.
-fn spaces_of(number: u64) -> [SpaceId; 3] {
+fn spaces_of(number: u64) -> [SpaceId; 4] {
     let nobody = Canister::new(number, [].into(), 0);
-    [nobody.memory_space(), nobody.stable_space(), nobody.module_space()]
+    [nobody.memory_space(), nobody.stable_space(), nobody.module_space(), nobody.table_space()]
 }
 
 /// The module of a canister, as it was uploaded.

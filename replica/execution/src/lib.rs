@@ -26,6 +26,7 @@ mod syscalls;
 mod table;
 #[cfg(test)]
 mod tracking_tests;
+mod wasm_tables;
 mod working;
 
 pub use api::{

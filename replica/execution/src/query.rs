@@ -16,8 +16,8 @@ use crate::instance::{Entry, Live, Program, Ran, Wasm, cannot_start};
 use crate::management::{effective_canister_id, unknown};
 use crate::messages::{method_of, rejected};
 use crate::prepare::{MethodKind, PrepareError, prepare};
-use crate::state::{Canister, State, Subnet, World};
-use crate::store::{Snapshot, SpaceId};
+use crate::state::{Canister, Spaces, State, Subnet, World};
+use crate::store::Snapshot;
 use crate::sync::{Mutex, RwLock, lock};
 use crate::syscalls::{Call, Mode};
 use crate::table::unreadable;
@@ -165,7 +165,7 @@ impl Queries {
 
         let globals = state.progress.get(&id).map_or(&[][..], |progress| &progress.globals);
         let mut warm = self
-            .take(snapshot, id, canister.memory_space(), globals, program)
+            .take(snapshot, id, canister.instance_spaces(), globals, program)
             .map_err(|why| cannot_start(id, &why))?;
         let mut world = World::new(snapshot.clone(), state, config, now_ns);
         let memory64 = warm.program.prepared.memory64;
@@ -186,29 +186,35 @@ impl Queries {
         &self,
         snapshot: &Snapshot,
         id: Principal,
-        space: SpaceId,
+        spaces: Spaces,
         globals: &[u128],
         program: Arc<Program>,
     ) -> Result<Warm, String> {
-        let pages = snapshot.space_pages(space).map_err(|error| error.to_string())?.unwrap_or(0);
+        let pages = snapshot.space_pages(spaces.memory).map_err(|error| error.to_string())?.unwrap_or(0);
         let epoch = snapshot.epoch();
+        let changed_since = |epoch| {
+            let tables =
+                program.prepared.tables.as_ref().map(|_| snapshot.changed_since(epoch, spaces.tables));
+            Some((snapshot.changed_since(epoch, spaces.memory)?, tables.unwrap_or(Some(Vec::new()))?))
+        };
         while let Some(mut warm) = self.waiting(id) {
             let changed = match warm.epoch.cmp(&epoch) {
                 _ if warm.pages != pages || !Arc::ptr_eq(&warm.program, &program) => None,
-                std::cmp::Ordering::Equal => Some(Vec::new()),
-                std::cmp::Ordering::Less => snapshot.changed_since(warm.epoch, space),
+                std::cmp::Ordering::Equal => Some((Vec::new(), Vec::new())),
+                std::cmp::Ordering::Less => changed_since(warm.epoch),
                 std::cmp::Ordering::Greater => None,
             };
-            let Some(changed) = changed else { continue };
+            let Some((changed, changed_tables)) = changed else { continue };
             *warm.current.write().unwrap_or_else(PoisonError::into_inner) = Some(snapshot.clone());
-            warm.live.refresh(&changed)?;
+            warm.live.refresh(&changed, &changed_tables)?;
             warm.live.set_globals(&program.prepared, globals);
             warm.epoch = epoch;
             return Ok(warm);
         }
         let current: Current = Arc::new(RwLock::new(Some(snapshot.clone())));
         let limits = &self.shared.config.limits;
-        let mut live = Live::attached(&self.shared.wasm, &program, limits, current.clone(), space, pages)?;
+        let mut live = Live::attached(&self.shared.wasm, &program, limits, current.clone(), spaces, pages)?;
+        live.load_tables()?;
         live.set_globals(&program.prepared, globals);
         Ok(Warm { canister: id, program, epoch, pages, current, live })
     }

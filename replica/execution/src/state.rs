@@ -119,6 +119,13 @@ pub(crate) struct Waiting {
     pub(crate) cycles: u128,
 }
 
+/// The heap spaces that an instance is filled from.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spaces {
+    pub(crate) memory: SpaceId,
+    pub(crate) tables: SpaceId,
+}
+
 impl Canister {
     pub(crate) fn new(number: u64, controllers: BTreeSet<Principal>, cycles: u128) -> Self {
         Self {
@@ -145,6 +152,16 @@ impl Canister {
     /// Heap space of the uploaded module.
     pub(crate) fn module_space(&self) -> SpaceId {
         SpaceId(self.number * 4 + 2)
+    }
+
+    /// Heap space of the tables, if the program changes them.
+    pub(crate) fn table_space(&self) -> SpaceId {
+        SpaceId(self.number * 4 + 3)
+    }
+
+    /// The spaces that an instance is filled from.
+    pub(crate) fn instance_spaces(&self) -> Spaces {
+        Spaces { memory: self.memory_space(), tables: self.table_space() }
     }
 }
 

@@ -172,6 +172,8 @@ proptest! {
         store.set_fuel(u64::MAX).unwrap();
         let instance = wasmtime::Instance::new(&mut store, &plain, &[]).unwrap();
         let go = instance.get_typed_func::<(), ()>(&mut store, "canister_update go").unwrap();
+        // Instantiation may have taken some.
+        store.set_fuel(u64::MAX).unwrap();
         let plain = go.call(&mut store, ());
         let expected = u64::MAX - store.get_fuel().unwrap();
 

@@ -126,7 +126,7 @@ impl Engine {
 
         let canister = self.world.state.canisters.get_mut(&id).ok_or_else(|| not_found(id))?;
         canister.module = Some(ModuleRecord { hash, bytes: module.len() as u64 });
-        let (space, stable) = (canister.memory_space(), canister.stable_space());
+        let (spaces, stable) = (canister.instance_spaces(), canister.stable_space());
         if upgrade.is_none() {
             canister.certified_data.clear();
         }
@@ -142,10 +142,10 @@ impl Engine {
         // Memory that is kept must be there before the start function runs, and no data segment over it.
         match self.codes.get_mut(&id).filter(|_| keep) {
             Some(old) => {
-                code.instantiate_keeping(&self.wasm, &limits, current, space, old).map_err(invalid)?
+                code.instantiate_keeping(&self.wasm, &limits, current, spaces, old).map_err(invalid)?
             }
             None => {
-                code.instantiate(&self.wasm, &limits, current, space).map_err(invalid)?;
+                code.instantiate(&self.wasm, &limits, current, spaces).map_err(invalid)?;
                 code.write_data().map_err(invalid)?;
             }
         }

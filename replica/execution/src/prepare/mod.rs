@@ -3,15 +3,15 @@
 //! A canister's state must survive the process and be taken back after a trap, but wasmtime shows only what a
 //! module exports, and runs data segments and the start function at each instantiation. So the module that is
 //! compiled differs from the one uploaded:
-//! - memory 0, table 0 and every mutable global are exported under names starting with [`RESERVED`];
+//! - memory 0, table 0 and every mutable global are exported under names starting with [`RESERVED`], and all tables
+//!   of a program that changes them;
 //! - the start function is exported instead of run;
 //! - active data segments are emptied (their content is kept here and written once, at installation);
-//! - `data.drop` does nothing, since whether a segment was dropped would be state that cannot be read;
-//! - what changes memory 0 is noted, and instructions are counted, as [`track`] says.
-//!
-//! Tables keep what their element segments gave them: instructions that change a table are refused.
+//! - `data.drop` and `elem.drop` do nothing, since whether a segment was dropped would be state that cannot be read;
+//! - what changes memory 0 is noted, and instructions are counted, as [`track`] says; what changes a table is told as
+//!   [`tables`] says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 
 use wasm_encoder::reencode::Reencode;
@@ -29,16 +29,23 @@ use crate::state::WASM_PAGE;
 use crate::working::layout;
 
 pub(crate) mod cover;
+mod tables;
+#[cfg(test)]
+mod tests;
 mod track;
 
+use tables::Changes;
 use track::{ADDED_IMPORTS, Renumber, Tracking};
 
 /// What exports added by the preparation start with; uploaded modules may not use it.
 pub(crate) const RESERVED: &str = "redoubt:";
 /// The exported memory.
 pub(crate) const MEMORY: &str = "redoubt:memory";
-/// The exported table 0, through which callbacks are called.
+/// The exported table 0, through which callbacks are called; with a colon and its number, any table of a program that
+/// changes them.
 pub(crate) const TABLE: &str = "redoubt:table";
+/// The exported table of the functions to which a table's entry may refer, if the program changes tables.
+pub(crate) const DIRECTORY: &str = "redoubt:functions";
 /// The exported start function.
 pub(crate) const START: &str = "redoubt:start";
 /// Module of the imports that the preparation adds.
@@ -47,6 +54,8 @@ pub(crate) const ADDED: &str = "redoubt";
 pub(crate) const MARK: &str = "mark";
 /// Tells that a range, by address and length, is about to change.
 pub(crate) const MARK_RANGE: &str = "mark_range";
+/// Tells that entries of a table, by its number, the first of them and how many, have changed.
+pub(crate) const TABLE_CHANGED: &str = "table_changed";
 
 const MAX_FUNCTIONS: u32 = 50_000;
 const MAX_GLOBALS: usize = 1_000;
@@ -96,8 +105,19 @@ pub(crate) struct Prepared {
     pub(crate) heartbeat: bool,
     /// Names and types of the exported mutable globals, in order of their index.
     pub(crate) globals: Vec<(String, GlobalType)>,
+    /// The tables, if the program changes them.
+    pub(crate) tables: Option<ChangingTables>,
     /// Custom sections `icp:public NAME` and `icp:private NAME`.
     pub(crate) metadata: BTreeMap<String, Metadata>,
+}
+
+/// The tables of a program that changes them.
+#[derive(Debug)]
+pub(crate) struct ChangingTables {
+    /// How many there are.
+    pub(crate) count: u32,
+    /// Functions that an entry may refer to, by their numbers in the uploaded module, in the directory's order.
+    pub(crate) functions: Vec<u32>,
 }
 
 impl Prepared {
@@ -120,8 +140,6 @@ pub(crate) enum PrepareError {
     Import(String, String),
     #[error("export {0:?} is not allowed: {1}")]
     Export(String, &'static str),
-    #[error("instruction {0} changes a table, which is not supported yet; build without reference types")]
-    Table(&'static str),
     #[error("{0} is not supported")]
     Unsupported(&'static str),
     #[error("module has too many or too large {0}; the limit is {1}")]
@@ -163,7 +181,13 @@ pub(crate) fn prepare_untracked(upload: &[u8], limit: u64) -> Result<Prepared, P
 
 fn rewrite(upload: &[u8], limit: u64, mark: bool) -> Result<Prepared, PrepareError> {
     let wasm = unpack(upload, limit)?;
-    Validator::new_with_features(FEATURES).validate_all(&wasm)?;
+    let valid = |features| Validator::new_with_features(features).validate_all(&wasm);
+    if let Err(error) = valid(FEATURES) {
+        return Err(match valid(FEATURES | WasmFeatures::GC_TYPES) {
+            Ok(_) => PrepareError::Unsupported("externref, a reference to something of the host,"),
+            Err(_) => error.into(),
+        });
+    }
     let mut rewriter = Rewriter { mark, ..Rewriter::default() };
     for payload in Parser::new(0).parse_all(&wasm) {
         rewriter.payload(payload?)?;
@@ -182,6 +206,8 @@ struct Rewriter<'a> {
     memory_section: MemorySection,
     globals_reader: Option<wasmparser::GlobalSectionReader<'a>>,
     elements_reader: Option<wasmparser::ElementSectionReader<'a>>,
+    /// Functions that references may be to.
+    referred: BTreeSet<u32>,
     data_count: Option<u32>,
     bodies: Vec<FunctionBody<'a>>,
     data_section: DataSection,
@@ -260,7 +286,9 @@ impl<'a> Rewriter<'a> {
                     return Err(PrepareError::Limit("globals", MAX_GLOBALS));
                 }
                 for (index, global) in (0..).zip(reader.clone()) {
-                    let ty = global?.ty;
+                    let global = global?;
+                    tables::functions_in(&global.init_expr, &mut self.referred)?;
+                    let ty = global.ty;
                     if !ty.mutable {
                         continue;
                     }
@@ -289,7 +317,10 @@ impl<'a> Rewriter<'a> {
             Payload::StartSection { func, .. } => {
                 self.exports.push((START.to_owned(), ExportKind::Func, func));
             }
-            Payload::ElementSection(reader) => self.elements_reader = Some(reader),
+            Payload::ElementSection(reader) => {
+                tables::functions_of(reader.clone(), &mut self.referred)?;
+                self.elements_reader = Some(reader);
+            }
             Payload::DataCountSection { count, .. } => self.data_count = Some(count),
             Payload::CodeSectionEntry(body) => self.bodies.push(body),
             Payload::DataSection(reader) => {
@@ -378,7 +409,10 @@ impl<'a> Rewriter<'a> {
         }
         // Other exports are kept: they may be any functions, and cost nothing.
         let kind = match kind {
-            ExternalKind::Func => ExportKind::Func,
+            ExternalKind::Func => {
+                self.referred.insert(index);
+                ExportKind::Func
+            }
             ExternalKind::Table => ExportKind::Table,
             ExternalKind::Memory => ExportKind::Memory,
             ExternalKind::Global => ExportKind::Global,
@@ -402,16 +436,11 @@ impl<'a> Rewriter<'a> {
             self.exports.push((TABLE.to_owned(), ExportKind::Table, 0));
         }
         let mark = self.mark && self.has_memory;
-        let added = if mark { self.add_tracking() } else { 0 };
+        let added = if self.mark { self.add_tracking() } else { 0 };
         let mut renumber = Renumber { imported: self.imported, added };
-        let mut exports = ExportSection::new();
-        for (name, kind, index) in &self.exports {
-            let index = if *kind == ExportKind::Func { renumber.function(*index) } else { *index };
-            exports.export(name, *kind, index);
-        }
         let (mut tables, mut globals, mut elements) =
             (TableSection::new(), GlobalSection::new(), ElementSection::new());
-        if let Some(reader) = self.tables_reader.take() {
+        if let Some(reader) = self.tables_reader.clone() {
             renumber.parse_table_section(&mut tables, reader).map_err(invalid)?;
         }
         if let Some(reader) = self.globals_reader.take() {
@@ -421,13 +450,31 @@ impl<'a> Rewriter<'a> {
             renumber.parse_element_section(&mut elements, reader).map_err(invalid)?;
         }
         let functions = self.functions.len() as u32;
+        let first_change = functions + added + u32::from(mark);
+        let mut changes =
+            Changes::new(self.tables_reader.take(), self.imported + ADDED_IMPORTS - 1, first_change)?;
         let mut code = Tracking::new(renumber, functions, self.memory64, mark);
         for (ty, body) in self.functions.iter().skip(self.imported as usize).zip(&self.bodies) {
             let parameters = self.types.get(*ty as usize).map_or(0, |(parameters, _)| *parameters);
-            code.body(parameters as u32, body)?;
+            code.body(parameters as u32, body, self.mark.then_some(&mut changes))?;
         }
         if mark {
             code.marker();
+        }
+        let mut changing = None;
+        if !changes.is_empty() {
+            changes.write(&mut self.type_section, &mut self.function_section, &mut code.code);
+            let (count, functions) = (changes.tables(), self.referred.into_iter().collect::<Vec<_>>());
+            let names = (0..count).map(|table| (format!("{TABLE}:{table}"), ExportKind::Table, table));
+            self.exports.extend(names);
+            let directory = tables::add_directory(&functions, renumber, &mut tables, &mut elements);
+            self.exports.push((DIRECTORY.to_owned(), ExportKind::Table, directory));
+            changing = Some(ChangingTables { count, functions });
+        }
+        let mut exports = ExportSection::new();
+        for (name, kind, index) in &self.exports {
+            let index = if *kind == ExportKind::Func { renumber.function(*index) } else { *index };
+            exports.export(name, *kind, index);
         }
         let mut module = Module::new();
         let mut section = |count: usize, section: &dyn AnySection| {
@@ -458,20 +505,28 @@ impl<'a> Rewriter<'a> {
             heartbeat: exports("canister_heartbeat"),
             methods: self.methods,
             globals: self.globals,
+            tables: changing,
             metadata: self.metadata,
         })
     }
 
-    /// Adds the memory for the marks, the imports that set them and the declaration of the marker; gives the number of
-    /// imports.
+    /// Adds the imports that are told of changes, and, if there is a memory, that of the marks and the declaration of the
+    /// marker; gives the number of imports.
     fn add_tracking(&mut self) -> u32 {
         let address = if self.memory64 { wasm_encoder::ValType::I64 } else { wasm_encoder::ValType::I32 };
-        let parameters = [vec![wasm_encoder::ValType::I32], vec![address, address]];
-        self.function_section.function(self.type_section.len());
-        for (name, parameters) in [MARK, MARK_RANGE].into_iter().zip(parameters) {
+        let (narrow, wide) = (wasm_encoder::ValType::I32, wasm_encoder::ValType::I64);
+        let parameters = [vec![narrow], vec![address, address], vec![narrow, wide, wide]];
+        if self.has_memory {
+            // Of the type of the first import.
+            self.function_section.function(self.type_section.len());
+        }
+        for (name, parameters) in [MARK, MARK_RANGE, TABLE_CHANGED].into_iter().zip(parameters) {
             let ty = self.type_section.len();
             self.type_section.ty().function(parameters, []);
             self.import_section.import(ADDED, name, EntityType::Function(ty));
+        }
+        if !self.has_memory {
+            return ADDED_IMPORTS;
         }
         let pages = layout::BYTES as u64 / WASM_PAGE;
         self.memory_section.memory(MemoryType {
@@ -493,96 +548,5 @@ trait AnySection {
 impl<T: Section> AnySection for T {
     fn add_to(&self, module: &mut Module) {
         module.section(self);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn prepare_wat(text: &str) -> Result<Prepared, PrepareError> {
-        prepare(&wat::parse_str(text).unwrap(), 1 << 20)
-    }
-
-    #[test]
-    fn state_becomes_exports_and_nothing_runs_by_itself() {
-        let prepared = prepare_wat(
-            r#"(module
-                (import "ic0" "trap" (func (param i64 i64)))
-                (memory i64 1)
-                (table 1 funcref)
-                (global i32 (i32.const 1))
-                (global (mut i64) (i64.const 2))
-                (func $start (data.drop $drop))
-                (func (export "canister_update go"))
-                (func (export "canister_heartbeat"))
-                (start $start)
-                (elem (i32.const 0) $start)
-                (data (i64.const 7) "seven")
-                (data $drop "passive")
-                (@custom "icp:private enhanced-orthogonal-persistence" "x"))"#,
-        )
-        .unwrap();
-        let features = FEATURES | WasmFeatures::MULTI_MEMORY;
-        Validator::new_with_features(features).validate_all(&prepared.wasm).unwrap();
-        assert!(prepared.memory64 && prepared.heartbeat && !prepared.inspects && prepared.keeps_memory());
-        assert_eq!(prepared.data, [(7, b"seven".to_vec())]);
-        assert_eq!(prepared.globals, [(format!("{RESERVED}global:1"), GlobalType::I64)]);
-        assert_eq!(prepared.methods["go"], MethodKind::Update);
-        let mut exports = Vec::new();
-        for payload in Parser::new(0).parse_all(&prepared.wasm) {
-            match payload.unwrap() {
-                Payload::StartSection { .. } => panic!("start function is left"),
-                Payload::ExportSection(reader) => {
-                    exports.extend(reader.into_iter().map(|export| export.unwrap().name.to_owned()));
-                }
-                Payload::CodeSectionEntry(body) => {
-                    for operator in body.get_operators_reader().unwrap() {
-                        assert!(!matches!(operator.unwrap(), Operator::DataDrop { .. }));
-                    }
-                }
-                Payload::DataSection(reader) => {
-                    let sizes: Vec<_> = reader.into_iter().map(|data| data.unwrap().data.len()).collect();
-                    assert_eq!(sizes, [0, 7]);
-                }
-                _ => {}
-            }
-        }
-        for name in [MEMORY, TABLE, START] {
-            assert!(exports.iter().any(|export| export == name), "{name} is not exported");
-        }
-    }
-
-    #[test]
-    fn what_cannot_be_run_is_refused_by_name() {
-        let cases = [
-            (r#"(module (import "env" "f" (func)))"#, "import env.f"),
-            (r#"(module (import "ic0" "m" (memory 1)))"#, "import ic0.m"),
-            (r#"(module (func (export "canister_update a")) (func (export "canister_query a")))"#, "already"),
-            (r#"(module (func (export "canister_update a") (param i32)))"#, "no parameters"),
-            (r#"(module (func (export "canister_foo")))"#, "system interface"),
-            (r#"(module (func (export "redoubt:start")))"#, "reserved"),
-            (r#"(module (memory 1) (export "canister_init" (memory 0)))"#, "must be a function"),
-            (r#"(module (table 1 funcref) (func (table.set (i32.const 0) (ref.null func))))"#, "table.set"),
-            (r#"(module (memory 1) (memory 1))"#, "multiple memories"),
-            (r#"(module (memory 1 1 shared))"#, "threads"),
-            (r#"(module (global (mut funcref) (ref.null func)))"#, "holds a reference"),
-        ];
-        for (module, expected) in cases {
-            let error = prepare_wat(module).unwrap_err().to_string();
-            assert!(error.contains(expected), "{module}: {error}");
-        }
-        assert_eq!(prepare(&[0; 9], 8).unwrap_err(), PrepareError::TooLarge(8));
-    }
-
-    #[test]
-    fn a_bomb_in_gzip_is_not_unpacked() {
-        let mut packer =
-            flate2::read::GzEncoder::new(std::io::repeat(0).take(1 << 20), flate2::Compression::best());
-        let mut bomb = Vec::new();
-        packer.read_to_end(&mut bomb).unwrap();
-        assert!(bomb.len() < 4096);
-        assert_eq!(prepare(&bomb, 4096).unwrap_err(), PrepareError::TooLarge(4096));
-        assert!(matches!(prepare(&[0x1f, 0x8b, 1, 2], 99), Err(PrepareError::Gzip(_))));
     }
 }

@@ -22,14 +22,15 @@ use wasmparser::{FunctionBody, Operator};
 
 use super::PrepareError;
 use super::cover::{Cover, REACH};
+use super::tables::Changes;
 use crate::working::layout;
 
 /// Index of the added memory; uploaded modules have at most one.
 pub(super) const MARKS: u32 = 1;
 /// Address bits within a page.
 const PAGE_BITS: i32 = heap::PAGE.trailing_zeros() as i32;
-/// Added imports: `redoubt.mark` and `redoubt.mark_range`.
-pub(super) const ADDED_IMPORTS: u32 = 2;
+/// Added imports: `redoubt.mark`, `redoubt.mark_range` and `redoubt.table_changed`.
+pub(super) const ADDED_IMPORTS: u32 = 3;
 
 /// Indices of functions, with the added imports after the uploaded module's.
 #[derive(Clone, Copy)]
@@ -122,6 +123,7 @@ fn free(operator: &Operator<'_>) -> bool {
             | O::End
             // Taken out below.
             | O::DataDrop { .. }
+            | O::ElemDrop { .. }
     )
 }
 
@@ -197,8 +199,13 @@ impl Tracking {
         if self.memory64 { ValType::I64 } else { ValType::I32 }
     }
 
-    /// Rewrites one function, which has this many parameters.
-    pub(super) fn body(&mut self, parameters: u32, body: &FunctionBody<'_>) -> Result<(), PrepareError> {
+    /// Rewrites one function, which has this many parameters. Without `changes`, changes of tables stay untold.
+    pub(super) fn body(
+        &mut self,
+        parameters: u32,
+        body: &FunctionBody<'_>,
+        mut changes: Option<&mut Changes>,
+    ) -> Result<(), PrepareError> {
         let invalid = |error| PrepareError::Invalid(format!("{error:?}"));
         let mut renumber = self.renumber;
         let mut types = Vec::new();
@@ -218,12 +225,11 @@ impl Tracking {
         let mut cover = Cover::default();
         for operator in operators {
             let operator = operator?;
-            refuse_table_changes(&operator)?;
             if !free(&operator) {
                 body.out.instruction(&Instruction::Nop);
             }
             // Whether a segment was dropped would be state that cannot be read.
-            if matches!(operator, Operator::Nop | Operator::DataDrop { .. }) {
+            if matches!(operator, Operator::Nop | Operator::DataDrop { .. } | Operator::ElemDrop { .. }) {
                 continue;
             }
             if self.mark {
@@ -239,7 +245,11 @@ impl Tracking {
                 }
                 cover.pass(&operator);
             }
-            body.out.instruction(&renumber.instruction(operator).map_err(invalid)?);
+            let instead = changes.as_mut().map_or(Ok(None), |changes| changes.instead(&operator))?;
+            body.out.instruction(&match instead {
+                Some(function) => Instruction::Call(function),
+                None => renumber.instruction(operator).map_err(invalid)?,
+            });
         }
         let Body { out, hints, .. } = body;
         if !hints.is_empty() {
@@ -325,19 +335,6 @@ impl Tracking {
         add(I::End);
         self.code.function(&out);
     }
-}
-
-fn refuse_table_changes(operator: &Operator<'_>) -> Result<(), PrepareError> {
-    let name = match operator {
-        Operator::TableSet { .. } => "table.set",
-        Operator::TableGrow { .. } => "table.grow",
-        Operator::TableFill { .. } => "table.fill",
-        Operator::TableCopy { .. } => "table.copy",
-        Operator::TableInit { .. } => "table.init",
-        Operator::ElemDrop { .. } => "elem.drop",
-        _ => return Ok(()),
-    };
-    Err(PrepareError::Table(name))
 }
 
 impl Body<'_> {

@@ -19,6 +19,7 @@ use wasmtime::{Caller, Linker, Memory, Result, Trap, WasmTy};
 use crate::api::Reject;
 use crate::instance::Most;
 use crate::state::{self, CallContext, Closure, Lent, World};
+use crate::wasm_tables::Changed;
 use crate::working::{Short, Working};
 
 /// Largest reply of an update, in bytes.
@@ -150,6 +151,8 @@ pub(crate) struct Context {
     pub(crate) memory: Option<Memory>,
     /// What that memory consists of, and what was changed in it.
     pub(crate) working: Option<Working>,
+    /// What it changed of its tables.
+    pub(crate) tables: Changed,
     pub(crate) limits: Most,
 }
 
@@ -222,10 +225,10 @@ impl Context {
         }
     }
 
-    /// Instructions executed so far, if so many are left; those of the marker are not the program's.
+    /// Instructions executed so far, if so many are left; those of added functions are not the program's.
     pub(crate) fn instructions(&self, left: u64) -> u64 {
         let marker = self.working.as_ref().map_or(0, Working::marker_calls);
-        self.call.limit.saturating_sub(left).saturating_sub(marker)
+        self.call.limit.saturating_sub(left).saturating_sub(marker + self.tables.calls)
     }
 
     /// Gives up a call that was begun; its cycles come back.

@@ -64,6 +64,8 @@ pub enum Statement {
         length: u64,
     },
     Grow,
+    /// One of `TABLES`.
+    Table(usize),
     /// Stores at every `stride`th address, so many times.
     Loop {
         instruction: usize,
@@ -95,6 +97,16 @@ const STORES: [(&str, &str); 14] = [
     ("v128.store64_lane", "1 (v128.const i64x2 7 8)"),
 ];
 
+const TABLES: [&str; 7] = [
+    "(table.set $small (i32.const 3) (ref.func $all))",
+    "(table.set $small (i32.const 9) (ref.null func))",
+    "(drop (table.grow $small (ref.null func) (i32.const 2)))",
+    "(drop (table.grow $large (ref.func $all) (i64.const 2000000)))",
+    "(table.fill $large (i64.const 1) (ref.func $all) (i64.const 5))",
+    "(table.copy $small $large (i32.const 0) (i64.const 2) (i32.const 4))",
+    "(table.init $large $items (i64.const 6) (i32.const 0) (i32.const 1))",
+];
+
 /// Anything that a program may do, mostly inside its memory of four wasm pages.
 pub fn statement() -> impl Strategy<Value = Statement> {
     let address = || prop_oneof![8 => 0u64..260_000, 6 => (1u64..64, 0u64..80).prop_map(|(page, back)| page * 4096 - back), 1 => 262_100u64..262_200];
@@ -109,6 +121,7 @@ pub fn statement() -> impl Strategy<Value = Statement> {
         2 => (address(), length()).prop_map(|(address, length)| Statement::Copy { address, length }),
         1 => (address(), 0u64..20).prop_map(|(address, length)| Statement::Init { address, length }),
         1 => Just(Statement::Grow),
+        3 => (0..TABLES.len()).prop_map(Statement::Table),
         2 => (instruction(), address(), 1u64..9000, 1u64..30).prop_map(
             |(instruction, address, stride, times)| Statement::Loop { instruction, address, stride, times }
         ),
@@ -157,6 +170,7 @@ fn text(statement: &Statement, out: &mut String) {
             *out +=
                 &format!("(memory.init $data (WIDTH.const {address}) (i32.const 0) (i32.const {length}))");
         }
+        Statement::Table(number) => *out += TABLES[*number],
         Statement::Grow => *out += "(drop (memory.grow (WIDTH.const 1)))",
         Statement::Loop { instruction, address, stride, times } => {
             *out += &format!(
@@ -185,6 +199,7 @@ pub fn module(statements: &[Statement], memory64: bool) -> String {
     }
     let module = format!(
         "(module (memory WIDTH 4 8) (data $data \"0123456789abcdef\")
+            (table $small 8 12 funcref) (table $large i64 8 funcref) (elem $items func $all)
             (func $all (param $zero WIDTH) (local $at WIDTH) (local $left i32) {body})
             (func (export \"canister_update go\") (call $all (WIDTH.const 0))))"
     );
