@@ -13,6 +13,7 @@ use ic_management_canister_types::CanisterInstallMode;
 use proptest::prelude::*;
 
 const COUNTER: &str = include_str!("wat/counter.wat");
+const TABLES: &str = include_str!("wat/tables.wat");
 
 fn limits() -> Limits {
     let limits = common::limits();
@@ -29,7 +30,10 @@ proptest! {
 
     /// A module with some bytes changed is refused or runs, and its neighbour does not notice.
     #[test]
-    fn damaged_modules(edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4)) {
+    fn damaged_modules(
+        edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
+        tables: bool,
+    ) {
         thread_local!(static NODE: RefCell<Option<(Node, Principal, Principal)>> = const { RefCell::new(None) });
         NODE.with_borrow_mut(|node| {
             let (node, neighbour, victim) = node.get_or_insert_with(|| {
@@ -37,7 +41,7 @@ proptest! {
                 let (neighbour, victim) = (node.deploy_wat(COUNTER), node.create());
                 (node, neighbour, victim)
             });
-            let mut module = wat::parse_str(COUNTER).unwrap();
+            let mut module = wat::parse_str(if tables { TABLES } else { COUNTER }).unwrap();
             for (index, byte) in &edits {
                 let index = index.index(module.len());
                 module[index] = *byte;
@@ -46,6 +50,12 @@ proptest! {
                 for method in ["inc", "grow_then_trap", "set_timer", "inc"] {
                     let _ = node.update(*victim, method, vec![0; 8]);
                 }
+                // Sets, grows, fills, copies and initialises tables.
+                for number in 0..12u64 {
+                    let op: Vec<u8> = [number, 1, 2, 3].into_iter().flat_map(u64::to_le_bytes).collect();
+                    let _ = node.update(*victim, "change", op);
+                }
+                let _ = node.query(*victim, "peek");
             }
             prop_assert_eq!(numbers(&node.query(*neighbour, "get").unwrap()), [0, 0, 0, 1, 1]);
             Ok(())

@@ -101,10 +101,15 @@ impl Load {
 
     /// Waits until something was acknowledged, then some time.
     fn run(&self, time: Duration) {
-        for _ in 0..1000 {
+        // Where others write much to the same disk, a first fence may take long.
+        for _ in 0..12_000 {
             if self.acknowledged.load(Ordering::SeqCst) > 0 {
                 break;
             }
+            assert!(
+                !self.reader.is_finished(),
+                "the process under load ended before it acknowledged anything"
+            );
             std::thread::sleep(Duration::from_millis(10));
         }
         assert!(self.acknowledged.load(Ordering::SeqCst) > 0, "the process under load does nothing");
