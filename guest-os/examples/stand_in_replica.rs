@@ -75,7 +75,7 @@ fn main() {
     let socket_path = config["evidence_socket"].as_str().unwrap().to_owned();
     let alive = Arc::new(AtomicBool::new(true));
     let mut ready = File::from(inherited(&config, "ready_fd"));
-    ready.write_all(b"READY\n").unwrap();
+    ready.write_all(b"READY 1\n").unwrap();
     let beats = Arc::clone(&alive);
     std::thread::spawn(move || {
         while beats.load(Ordering::Relaxed) {

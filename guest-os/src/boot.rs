@@ -39,6 +39,12 @@ const SYS: &str = "/sys";
 const GREET_AGAIN: Duration = Duration::from_secs(2);
 /// How long the last messages to the host may take.
 const LAST_MESSAGES: Duration = Duration::from_millis(500);
+/// How long the replica's last sign of life may take to arrive.
+const LAST_SIGN: Duration = Duration::from_millis(50);
+/// How often the vault is written for the heap's sake alone.
+const ANCHOR: Duration = Duration::from_secs(60);
+/// Exit code of a replica whose heap's medium ends before what it has to reach (`replica --help`).
+const OLDER_HEAP: i32 = 5;
 
 /// The guest cannot start, and cannot even tell the host why: the console has the reason.
 #[derive(Debug, thiserror::Error)]
@@ -361,6 +367,7 @@ impl Guest {
             healthy_after: Duration::from_secs(120),
         });
         let mut process: Option<Pid> = None;
+        let mut anchored = Instant::now();
         let mut start = 0;
         let mut pending = vec![supervisor::Event::Tick];
         loop {
@@ -369,7 +376,8 @@ impl Guest {
                 match (action, process) {
                     (Some(Action::Spawn), _) => {
                         start += 1;
-                        match replica.spawn(start, self.sender.clone()) {
+                        let at_least = self.vault.as_ref().map_or(0, |vault| vault.content().heap_epoch);
+                        match replica.spawn(start, at_least, self.sender.clone()) {
                             Ok(pid) => {
                                 say(format_args!("replica started as process {pid}"));
                                 process = Some(pid);
@@ -410,12 +418,19 @@ impl Guest {
                     false => supervisor::Event::Tick,
                 },
                 Some(Event::Replica { start: of, sign }) if of == start => match sign {
-                    Sign::Ready => {
+                    Sign::Ready(epoch) => {
+                        self.anchor(epoch);
                         say(format_args!("replica ready after {} ms", self.started.elapsed().as_millis()));
                         self.error.clear();
                         supervisor::Event::Ready
                     }
-                    Sign::Alive => supervisor::Event::Alive,
+                    Sign::Alive(epoch) => {
+                        if anchored.elapsed() > ANCHOR || self.phase == Phase::Stopping {
+                            anchored = Instant::now();
+                            self.anchor(epoch);
+                        }
+                        supervisor::Event::Alive
+                    }
                 },
                 Some(event) if is_stop(&event) => supervisor::Event::Stop,
                 Some(event) => {
@@ -424,6 +439,13 @@ impl Guest {
                 }
                 None => supervisor::Event::Tick,
             });
+        }
+    }
+
+    /// Keeps in the vault how far the heap is: whoever puts back an older image of the NVRAM alone is found out.
+    fn anchor(&mut self, epoch: u64) {
+        if let Some(Err(error)) = self.vault.as_mut().map(|vault| vault.anchor(epoch)) {
+            self.fail(chain(&error));
         }
     }
 
@@ -441,6 +463,11 @@ impl Guest {
                 }
             };
             let how = match status {
+                WaitStatus::Exited(_, OLDER_HEAP) => {
+                    "ended: the NVRAM holds an older image of the heap than this node had reached; give the guest the \
+                     present one"
+                        .to_owned()
+                }
                 WaitStatus::Exited(_, code) => format!("ended with exit code {code}"),
                 WaitStatus::Signaled(_, signal, _) => format!("was ended by {signal}"),
                 _ => continue,
@@ -530,6 +557,12 @@ impl Guest {
     fn stop(&mut self, reason: &str) -> ! {
         self.phase = Phase::Stopping;
         self.report();
+        // The replica's last sign of life may still be on its way.
+        while let Ok(event) = self.events.recv_timeout(LAST_SIGN) {
+            if let Event::Replica { sign: Sign::Alive(epoch), .. } = event {
+                self.anchor(epoch);
+            }
+        }
         self.link.send(&ToHost::Stopping { reason: reason.to_owned() });
         self.link.drain(LAST_MESSAGES);
         power_off()

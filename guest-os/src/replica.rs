@@ -35,21 +35,22 @@ pub struct Replica {
 /// A sign of life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Sign {
-    /// It answers.
-    Ready,
-    /// Its executor is not stuck.
-    Alive,
+    /// It answers. The heap's commits up to this one are durable.
+    Ready(u64),
+    /// Its executor is not stuck. As before.
+    Alive(u64),
 }
 
 impl Replica {
-    /// Starts the program. Its signs of life become events that carry `start`.
-    pub fn spawn(&self, start: u32, events: Sender<Event>) -> io::Result<Pid> {
+    /// Starts the program, whose heap must have reached the commit `at_least`. Its signs of life become events that carry
+    /// `start`.
+    pub fn spawn(&self, start: u32, at_least: u64, events: Sender<Event>) -> io::Result<Pid> {
         // Pipes close themselves in the child, except the two ends that it inherits.
         let (secret, secret_writer) = pipe2(OFlag::O_CLOEXEC)?;
         let (ready_reader, ready) = pipe2(OFlag::O_CLOEXEC)?;
         // 32 bytes fit the pipe's buffer: nobody has to read yet.
         File::from(secret_writer).write_all(&*self.secret)?;
-        let text = configuration(self, secret.as_raw_fd(), ready.as_raw_fd());
+        let text = configuration(self, at_least, secret.as_raw_fd(), ready.as_raw_fd());
         fs::write(CONFIGURATION, text)?;
         for inherited in [secret.as_fd(), ready.as_fd(), self.nvram.bar.as_fd()] {
             fcntl(inherited, FcntlArg::F_SETFD(FdFlag::empty()))?;
@@ -75,10 +76,12 @@ impl Replica {
     }
 }
 
-fn configuration(replica: &Replica, secret: i32, ready: i32) -> String {
+fn configuration(replica: &Replica, at_least: u64, secret: i32, ready: i32) -> String {
     let Replica { nvram, port, .. } = replica;
     let bar = nvram.bar.as_raw_fd();
     let size = nvram.size;
+    // Before there was a commit the NVRAM may be blank.
+    let at_least = if at_least == 0 { String::new() } else { format!("at_least = {at_least}\n") };
     format!(
         "# Written by guest-os at each start.\n\
          listen = \"[::]:{port}\"\n\
@@ -90,7 +93,8 @@ fn configuration(replica: &Replica, secret: i32, ready: i32) -> String {
          [heap]\n\
          kind = \"bar\"\n\
          fd = {bar}\n\
-         size = {size}\n"
+         size = {size}\n\
+         {at_least}"
     )
 }
 
@@ -104,14 +108,21 @@ fn forward(pipe: impl Read, start: u32, events: &Sender<Event>) {
             Ok(_) => {}
         }
         // Whatever else it says is no sign of life.
-        let sign = match line.as_slice() {
-            b"READY\n" => Sign::Ready,
-            b"ALIVE\n" => Sign::Alive,
-            _ => continue,
-        };
+        let Some(sign) = sign(&line) else { continue };
         if events.send(Event::Replica { start, sign }).is_err() {
             return;
         }
+    }
+}
+
+/// What a whole line says.
+fn sign(line: &[u8]) -> Option<Sign> {
+    let (name, epoch) = std::str::from_utf8(line).ok()?.strip_suffix('\n')?.split_once(' ')?;
+    let epoch = epoch.parse().ok()?;
+    match name {
+        "READY" => Some(Sign::Ready(epoch)),
+        "ALIVE" => Some(Sign::Alive(epoch)),
+        _ => None,
     }
 }
 
@@ -129,11 +140,14 @@ mod tests {
     #[test]
     fn the_configuration_is_toml_without_the_secret() {
         let replica = replica();
-        let text = configuration(&replica, 5, 6);
+        let text = configuration(&replica, 0, 5, 6);
         let table: toml::Table = text.parse().unwrap();
         assert_eq!(table["listen"].as_str(), Some("[::]:8443"));
         assert_eq!(table["heap"]["fd"].as_integer(), Some(replica.nvram.bar.as_raw_fd().into()));
         assert_eq!(table["heap"]["size"].as_integer(), Some(1 << 29));
+        assert!(!table["heap"].as_table().unwrap().contains_key("at_least"));
+        let table: toml::Table = configuration(&replica, 17, 5, 6).parse().unwrap();
+        assert_eq!(table["heap"]["at_least"].as_integer(), Some(17));
         assert!(!text.contains("AAAA") && !text.contains(&hex::encode([0x41; 4])));
     }
 
@@ -141,7 +155,9 @@ mod tests {
     fn only_whole_known_lines_are_signs_of_life() {
         let (sender, events) = channel();
         let noise = "x".repeat(1000);
-        let text = format!("READY\nALIVE\nalive\n ALIVE\n{noise}\nREADY ALIVE\nALIVE\nALIV");
+        let text = format!(
+            "READY 1\nALIVE 2\nalive 3\n ALIVE 4\n{noise}\nREADY ALIVE\nALIVE\nALIVE -1\nALIVE 5\nALIVE 6"
+        );
         forward(text.as_bytes(), 3, &sender);
         drop(sender);
         let signs: Vec<_> = events
@@ -151,6 +167,6 @@ mod tests {
                 other => panic!("{other:?}"),
             })
             .collect();
-        assert_eq!(signs, [Sign::Ready, Sign::Alive, Sign::Alive]);
+        assert_eq!(signs, [Sign::Ready(1), Sign::Alive(2), Sign::Alive(5)]);
     }
 }

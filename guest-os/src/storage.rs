@@ -72,8 +72,8 @@ impl Vault {
         let (content, sequence, origin, order) = match found {
             Found::Blank => {
                 let seen = release::Seen::default();
-                let content =
-                    Content { secret: Zeroizing::new(clock::random()?), created: clock::now(), seen };
+                let secret = Zeroizing::new(clock::random()?);
+                let content = Content { secret, created: clock::now(), seen, heap_epoch: 0 };
                 (content, 0, Origin::Created, SLOT_OFFSETS)
             }
             // The good slot is written last, when the other one is safe.
@@ -115,6 +115,15 @@ impl Vault {
             return Ok(());
         }
         self.content.seen = seen;
+        self.write(SLOT_OFFSETS)
+    }
+
+    /// Keeps that the heap has reached a commit. Does nothing if that is not new.
+    pub fn anchor(&mut self, heap_epoch: u64) -> Result<(), StorageError> {
+        if heap_epoch <= self.content.heap_epoch {
+            return Ok(());
+        }
+        self.content.heap_epoch = heap_epoch;
         self.write(SLOT_OFFSETS)
     }
 

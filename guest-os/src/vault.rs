@@ -13,7 +13,7 @@
 //! | 80..112 | SHA-256 of the chip id of the machine that sealed it |
 //! | 112..144 | salt of the key derivation |
 //! | 144..156 | nonce |
-//! | 156..318 | AES-256-GCM of the content (146 bytes) and tag (16 bytes); bytes 0..156 are associated data |
+//! | 156..326 | AES-256-GCM of the content (154 bytes) and tag (16 bytes); bytes 0..156 are associated data |
 //!
 //! Content: content version (u32, 3), zero (u32), secret (32 bytes), creation time (u64, seconds since 1970), and what the
 //! node has seen ([`release::Seen`]): root version, blessing version, security epoch, time (u64 each), blessing, release
@@ -43,10 +43,10 @@ pub const SLOT: usize = 4096;
 pub const SLOT_OFFSETS: [usize; 2] = [0, REGION / 2];
 
 const MAGIC: &[u8; 8] = b"RDBVAULT";
-const VERSION: u32 = 3;
+const VERSION: u32 = 4;
 const HEADER: usize = 156;
 /// Length of the content, in bytes.
-pub const CONTENT: usize = 146;
+pub const CONTENT: usize = 154;
 const SEALED: usize = CONTENT + 16;
 
 /// A key of 32 bytes that is wiped when dropped.
@@ -72,12 +72,14 @@ pub struct Content {
     pub created: u64,
     /// What the node has seen of roots and blessings.
     pub seen: Seen,
+    /// A commit that the heap is known to have reached: NVRAM that ends before it is an older image.
+    pub heap_epoch: u64,
 }
 
 impl Content {
     /// The bytes that are sealed, or handed over.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
-        let Content { secret, created, seen } = self;
+        let Content { secret, created, seen, heap_epoch } = self;
         let mut bytes = Zeroizing::new(Vec::with_capacity(SEALED));
         bytes.extend(VERSION.to_le_bytes());
         bytes.extend([0; 4]);
@@ -89,6 +91,7 @@ impl Content {
             bytes.push(u8::from(digest.is_some()));
             bytes.extend(digest.map_or([0; 32], |digest| digest.0));
         }
+        bytes.extend(heap_epoch.to_le_bytes());
         bytes
     }
 
@@ -113,7 +116,7 @@ impl Content {
                 blessing: digest(80)?,
                 release: digest(113)?,
             };
-            Some(Content { secret, created: field(40)?, seen })
+            Some(Content { secret, created: field(40)?, seen, heap_epoch: field(146)? })
         };
         if bytes.len() == CONTENT { read().ok_or(None) } else { Err(None) }
     }
@@ -122,8 +125,12 @@ impl Content {
 impl std::fmt::Debug for Content {
     // The secret is not shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Content { created, seen, .. } = self;
-        f.debug_struct("Content").field("created", created).field("seen", seen).finish_non_exhaustive()
+        let Content { secret: _, created, seen, heap_epoch } = self;
+        f.debug_struct("Content")
+            .field("created", created)
+            .field("seen", seen)
+            .field("heap_epoch", heap_epoch)
+            .finish_non_exhaustive()
     }
 }
 
@@ -334,7 +341,7 @@ mod tests {
     fn content() -> Content {
         let seen =
             Seen { root_version: 3, security_epoch: 5, release: Some(Digest([7; 32])), ..Seen::default() };
-        Content { secret: Zeroizing::new([9; 32]), created: 1_800_000_000, seen }
+        Content { secret: Zeroizing::new([9; 32]), created: 1_800_000_000, seen, heap_epoch: 7 }
     }
 
     /// A PSP: its key depends on who asks and on the level.
@@ -435,8 +442,8 @@ mod tests {
     #[test]
     fn a_newer_format_is_told_from_damage() {
         let mut slot = sealed(1, &us());
-        slot[8] = 4;
-        assert_eq!(open_as(&us(), &region([&slot, &[]])), Err(VaultError::Version(4)));
+        slot[8] = 5;
+        assert_eq!(open_as(&us(), &region([&slot, &[]])), Err(VaultError::Version(5)));
     }
 
     proptest! {

@@ -25,8 +25,8 @@ pub struct Config {
     pub heap: HeapConfig,
     /// Unix socket that gives attestation evidence; without it `/evidence` answers 404.
     pub evidence_socket: Option<PathBuf>,
-    /// Inherited file descriptor that gets the line READY once requests are answered, then ALIVE every two
-    /// seconds.
+    /// Inherited file descriptor that gets a line READY N once requests are answered, then ALIVE N every two seconds; N is
+    /// the number of a commit of the heap that is durable.
     pub ready_fd: Option<i32>,
     /// Form of the log lines on standard output.
     #[serde(default)]
@@ -55,6 +55,8 @@ pub struct HeapConfig {
     /// file again (SIGHUP), the heap goes on under the key of this number.
     #[serde(default)]
     pub key: u64,
+    /// A commit that the heap is known to have reached. A medium that ends before it is an older image, and is refused.
+    pub at_least: Option<u64>,
     /// Key that the heap may still be under at a start. Whoever knows that one can forge a medium as long as this stands
     /// here.
     pub former_key: Option<u64>,

@@ -238,6 +238,7 @@ impl Worker {
         while !self.stopping.load(Ordering::Relaxed) {
             let pause = if idle { self.pause() } else { Duration::ZERO };
             self.pulse.idle();
+            self.pulse.committed(self.engine.epoch());
             let first = match self.commands.recv_timeout(pause) {
                 Ok(command) => Some(command),
                 Err(RecvTimeoutError::Timeout) => None,
@@ -264,6 +265,7 @@ impl Worker {
             self.publish();
             self.answer();
         }
+        self.pulse.committed(self.engine.epoch());
         Ok(())
     }
 

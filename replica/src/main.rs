@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use replica::config::{Config, LogFormat};
-use replica::node::{Node, Rotation};
+use replica::node::{Node, Rotation, StartError};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 // Whoever builds this together with the crash simulator would get its seeded faults into the product.
@@ -20,7 +20,8 @@ const _: () = assert!(!heap::mutants::BUILT_IN, "build the replica without the f
     after_help = "SIGHUP: reads the configuration again and puts the heap under the key that heap.key says, without a \
     pause; other changes wait for the next start.\n\nExit codes:\n  0  stopped as asked (SIGTERM, SIGINT)\n  1  execution could not go on: \
     check the heap's medium and the log\n  2  wrong arguments\n  3  the configuration cannot be used\n  4  a part \
-    could not be opened: secret, heap, canisters, TLS or the socket"
+    could not be opened: secret, heap, canisters, TLS or the socket\n  5  the heap's medium is an older image: it ends \
+    before the commit heap.at_least"
 )]
 struct Arguments {
     /// Configuration (TOML); examples/laptop.toml explains each key.
@@ -31,6 +32,7 @@ struct Arguments {
 const ENDED: u8 = 1;
 const BAD_CONFIG: u8 = 3;
 const NOT_OPENED: u8 = 4;
+const OLDER_MEDIUM: u8 = 5;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -58,7 +60,10 @@ async fn run(config: Config, path: PathBuf) -> ExitCode {
     };
     let node = match Node::start(config, replica::clock::system()).await {
         Ok(node) => node,
-        Err(error) => return failed(&error, NOT_OPENED),
+        Err(error) => {
+            let older = matches!(error, StartError::Heap(heap::OpenError::RolledBack { .. }));
+            return failed(&error, if older { OLDER_MEDIUM } else { NOT_OPENED });
+        }
     };
     let stop = async move {
         tokio::select! {

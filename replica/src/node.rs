@@ -191,7 +191,13 @@ impl Node {
         let kind = (config.heap.kind == HeapKind::Dax).then_some(MediaKind::Dax);
         let key = |number| secret.heap_key(number).map(|key| Key::new(*key));
         let former = config.heap.former_key.map(key).transpose()?;
-        let options = HeapOptions { create: config.heap.create, kind, former, ..HeapOptions::default() };
+        let options = HeapOptions {
+            create: config.heap.create,
+            at_least: config.heap.at_least,
+            kind,
+            former,
+            ..HeapOptions::default()
+        };
         let (heap, recovery) = Heap::open(media, &key(config.heap.key)?, &options)?;
         let medium = heap.status().kind;
         if medium == MediaKind::SharedMemory {
@@ -206,7 +212,8 @@ impl Node {
             replayed = recovery.replayed,
             torn_tail = recovery.torn_tail,
             rekeyed = recovery.rekeyed,
-            "heap open; whether its medium was put back to an earlier state as a whole cannot be seen from here"
+            at_least = config.heap.at_least.unwrap_or_default(),
+            "heap open; that its medium was put back to an earlier state is seen only before the commit at_least"
         );
         let engine = Engine::open(
             heap,
@@ -280,6 +287,8 @@ impl Node {
     /// Serves until `stop` comes or execution cannot go on.
     pub async fn serve(self, stop: impl Future<Output = ()>) -> Result<(), EndError> {
         let Self { server, tls, renewal, app, executor, thread, pulse, ready, .. } = self;
+        let last =
+            ready.as_ref().and_then(|ready| ready.try_clone().ok()).map(|ready| (ready, pulse.clone()));
         tracing::info!(subnet = %app.subnet_id, node = %app.node_id, address = ?server.address().ok(), "ready");
         if let Some(ready) = ready
             && let Err(error) = pulse.announce(ready)
@@ -309,7 +318,7 @@ impl Node {
         };
         server.serve(http::router(app), until).await;
         executor.stop();
-        match outcome {
+        let outcome = match outcome {
             Some(outcome) => outcome,
             None => match tokio::time::timeout(STOP_TIME, end).await {
                 Ok(ended) => ended.unwrap_or(Err(EndError::Panic)),
@@ -318,7 +327,11 @@ impl Node {
                     Ok(())
                 }
             },
+        };
+        if let Some((ready, pulse)) = last {
+            pulse.last(&ready);
         }
+        outcome
     }
 }
 

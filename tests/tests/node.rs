@@ -68,13 +68,14 @@ fn no_acknowledged_update_is_lost_in_a_power_cut() -> Result<()> {
 }
 
 #[test]
-fn state_survives_down_and_up_and_the_agents_death_takes_qemu_along() -> Result<()> {
+fn state_survives_down_and_up_and_the_agents_death_and_no_older_image_passes_for_it() -> Result<()> {
     let Some(setup) = Setup::find() else { return Ok(()) };
     let node = Node::new(&setup)?;
     node.up()?;
     let counter = deploy_counter(&node.url()?)?;
     ensure!(call(&node.url()?, &counter, "inc")? == 1);
     node.down()?;
+    let older = std::fs::read(node.nvram())?;
 
     node.up()?;
     ensure!(call(&node.url()?, &counter, "inc")? == 2);
@@ -89,6 +90,17 @@ fn state_survives_down_and_up_and_the_agents_death_takes_qemu_along() -> Result<
 
     node.up()?;
     ensure!(call(&node.url()?, &counter, "inc")? == 3);
+    node.down()?;
+
+    // Whoever owns the machine puts the NVRAM back to what it was.
+    let present = std::fs::read(node.nvram())?;
+    std::fs::write(node.nvram(), older)?;
+    let output = node.up_with(&setup.release, &["--timeout", "60"])?;
+    ensure!(text(&output).contains("older image of the heap"), "{}", text(&output));
+    node.down()?;
+    std::fs::write(node.nvram(), present)?;
+    node.up()?;
+    ensure!(call(&node.url()?, &counter, "inc")? == 4);
     Ok(())
 }
 
