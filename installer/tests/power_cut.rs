@@ -226,16 +226,24 @@ fn a_disk_that_does_not_keep_what_is_written_is_named() {
     assert_eq!(error.code(), "disk-forgets");
 }
 
+fn installed(memory: &mut Memory) -> Box<found::Installed> {
+    let node = match found::inspect(memory).unwrap() {
+        found::Content::Node(node) => Some(node),
+        _ => None,
+    };
+    node.unwrap()
+}
+
 /// The node brings a release itself: beside the running one, then it is started always.
 fn bring(memory: &mut Memory, parts: &Parts, switch: bool) -> Result<(), RunError> {
-    let found::Content::Node(node) = found::inspect(memory).unwrap() else { panic!("no node") };
+    let node = installed(memory);
     if node.root_hash == parts.root_hash {
         return Ok(());
     }
     let plan = installer::beside::beside(memory.size(), &node, parts).unwrap();
     run::run(&plan, memory, &mut |_| ())?;
     if switch {
-        let found::Content::Node(node) = found::inspect(memory).unwrap() else { panic!("no node") };
+        let node = installed(memory);
         let plan = installer::beside::switch(&node, node.slot.other()).unwrap();
         run::run(&plan, memory, &mut |_| ())?;
     }
@@ -269,6 +277,5 @@ fn a_release_that_the_node_brings_itself() {
     }
     // Nothing is switched to that is not there.
     let mut alone = node(&one);
-    let found::Content::Node(installed) = found::inspect(&mut alone).unwrap() else { panic!("no node") };
-    assert!(installer::beside::switch(&installed, Slot::B).is_err());
+    assert!(installer::beside::switch(&installed(&mut alone), Slot::B).is_err());
 }

@@ -18,6 +18,9 @@ use std::time::Duration;
 use tokio::time::sleep;
 use upgrade::machine::{Content, Event, Phase, Slot};
 
+/// The images of a host, and the root that runs, from which a difference to theirs begins: what it should be, and where.
+type NewHost = (HostImages, Option<(File, PathBuf)>);
+
 /// Releases as the driver judges them.
 struct Judge<'a>(&'a Driver);
 
@@ -130,11 +133,11 @@ impl Driver {
         Ok(release)
     }
 
-    /// The images of the host that a release brings and that do not run, and the root that runs, as a beginning for its own.
+    /// The host that a release brings, if it is not the one that runs.
     pub(in crate::upgrade) fn new_host(
         &self,
         release: &ApprovedManifest,
-    ) -> Result<Option<(HostImages, Option<(File, PathBuf)>)>, UpgradeError> {
+    ) -> Result<Option<NewHost>, UpgradeError> {
         let Some(host) = &self.host else { return Ok(None) };
         let Some(images) = release.manifest().host.clone() else { return Ok(None) };
         let running = self.manifest(&self.options.manifest)?;

@@ -117,7 +117,7 @@ impl Host {
             host.store.keep_failure(Some(&("host-does-not-run".to_owned(), why.to_owned())))?;
         }
         let text = match (tried, next.tries) {
-            (true, 1..) => format!("the new host did not stay up; {} tries are left", next.tries),
+            (true, 1..) => format!("the new host did not stay up; tries left: {}", next.tries),
             _ => format!("the agent starts; the host's upgrade is {:?}", next.phase),
         };
         host.save(next, &text)?;
