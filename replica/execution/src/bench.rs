@@ -12,6 +12,7 @@ use crate::api::{Config, IngressMessage, Limits, QueryMessage, QueryReply, canis
 use crate::engine::Engine;
 use crate::instance::{Code, Entry, Program, START_ENTRY};
 use crate::prepare::{prepare, prepare_untracked};
+use crate::state::Spaces;
 use crate::store::{PAGE, Page, SpaceId};
 use crate::syscalls::{Call, Mode};
 use crate::working::{Loader, Ram, Working};
@@ -190,7 +191,9 @@ impl Pair {
         };
         let engine = &mut pair.node.engine;
         for code in [&mut pair.tracked, &mut pair.plain] {
-            code.instantiate(&engine.wasm, &Limits::default(), engine.current.clone(), SpaceId(1 << 30))?;
+            // Of a canister that does not exist.
+            let spaces = Spaces { memory: SpaceId(1 << 30), tables: SpaceId(1 << 31) };
+            code.instantiate(&engine.wasm, &Limits::default(), engine.current.clone(), spaces)?;
             code.write_data()?;
             for (entry, mode) in [(START_ENTRY, Mode::Start), (Entry::Export("canister_init"), Mode::Init)] {
                 run(engine, code, pair.node.canister, mode, entry, &candid::encode_args(())?)?;
