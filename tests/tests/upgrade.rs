@@ -55,6 +55,9 @@ fn flip(path: &Path) -> Result<()> {
     Ok(fs::write(path, bytes)?)
 }
 
+/// When the agent is killed, by the status.
+type Moment = (&'static str, fn(&Value) -> bool);
+
 /// What the driver of upgrades is doing.
 fn step(status: &Value) -> &str {
     status["upgrade"]["step"].as_str().unwrap_or_default()
@@ -262,7 +265,7 @@ fn what_does_not_work_goes_back_by_itself() -> Result<()> {
 
     // The agent is killed while a good one waits, is given the key, and is tried; it goes on each time.
     at(5)?;
-    let moments: [(&str, fn(&Value) -> bool); 3] = [
+    let moments: [Moment; 3] = [
         ("the wait", |status| step(status).starts_with("waiting")),
         ("the hand-over", |status| step(status).contains("hands its key")),
         ("the trial", |status| status["upgrade"]["phase"] == "trying"),
