@@ -51,6 +51,7 @@ pub enum ToHost {
 
 /// State of the guest as it tells it itself. Availability only: the host may show it, nobody may trust it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(deny_unknown_fields)]
 pub struct Health {
     /// Where the guest stands.
@@ -71,6 +72,7 @@ pub struct Health {
 
 /// Phases of the guest, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "schema", derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Phase {
     /// PID 1 runs, the configuration is not accepted yet.

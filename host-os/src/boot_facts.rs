@@ -11,6 +11,7 @@ const PATH: &str = "/run/boot.json";
 
 /// How this machine started.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BootFacts {
     /// The hardware watchdog.
     pub watchdog: WatchdogStatus,

@@ -16,6 +16,7 @@ const LINES: usize = 8;
 
 /// One crash that an earlier run of this machine left.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Crash {
     /// File below `crashes` of the state partition.
     pub file: String,

@@ -21,6 +21,7 @@ pub const DISK_SERIAL: &str = "redoubt-disk";
 
 /// What stands between the guest and the processor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "lowercase")]
 pub enum Accel {
     /// Hardware virtualisation.

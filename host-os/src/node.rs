@@ -320,6 +320,7 @@ pub struct AgentRecord {
 
 /// Ports on 127.0.0.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Ports {
     /// The guest's HTTPS interface.
     pub https: u16,
@@ -383,19 +384,22 @@ mod tests {
     }
 
     #[test]
-    fn images_are_sparse_and_keep_their_size() {
+    fn disks_are_sparse_nvram_has_its_space_and_both_keep_their_size() {
         let dir = tempfile::tempdir().unwrap();
         let node = NodeDir::at(dir.path());
         let lock = node.lock().unwrap();
-        let path = node.nvram(&lock, 1 << 30).unwrap();
+        let path = node.disk(&lock, Slot::A, 1 << 30).unwrap();
         let metadata = fs::metadata(&path).unwrap();
         assert_eq!(metadata.len(), 1 << 30);
         assert!(metadata.blocks() * 512 < 1 << 20, "not sparse");
         assert_eq!(metadata.mode() & 0o777, 0o600);
-        node.nvram(&lock, 1 << 30).unwrap();
-        let error = node.nvram(&lock, 1 << 29).unwrap_err();
+        node.disk(&lock, Slot::A, 1 << 30).unwrap();
+        let error = node.disk(&lock, Slot::A, 1 << 29).unwrap_err();
         assert!(matches!(error, NodeDirError::SizeChanged { found: 0x4000_0000, wanted: 0x2000_0000, .. }));
         assert_eq!(fs::metadata(&path).unwrap().len(), 1 << 30);
+        let nvram = fs::metadata(node.nvram(&lock, 1 << 20).unwrap()).unwrap();
+        assert_eq!((nvram.len(), nvram.mode() & 0o777), (1 << 20, 0o600));
+        assert!(nvram.blocks() * 512 >= 1 << 20, "sparse");
     }
 
     #[test]

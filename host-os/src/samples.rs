@@ -12,6 +12,7 @@ const KEPT: usize = 360;
 
 /// Figures of one moment; what could not be read is absent.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Sample {
     /// Seconds after the agent's start.
     pub at_s: u64,

@@ -10,10 +10,15 @@ use host_guest::{Health, Phase};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 
+/// JSON schema of [`Status`] in its present version. Fields may be added without another one.
+pub const SCHEMA: &str = include_str!("../status.schema.json");
+
 /// The answer to `GET /status`. Times are seconds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// Version of this structure: 1.
+    #[cfg_attr(test, schemars(range(min = 1, max = 1)))]
     pub version: u32,
     /// Process of the agent.
     pub pid: u32,
@@ -58,6 +63,7 @@ pub struct Status {
     pub system: Option<crate::system::SystemStatus>,
     /// How an upgrade goes, or how the last one ended.
     #[serde(default)]
+    #[cfg_attr(test, schemars(with = "std::collections::BTreeMap<String, serde_json::Value>"))]
     pub upgrade: crate::upgrade::UpgradeStatus,
     /// Where operators may connect, if the node has any.
     pub operator: Option<OperatorStatus>,
@@ -71,6 +77,7 @@ pub struct Status {
 
 /// The operators' port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OperatorStatus {
     /// Address and port.
     pub address: String,
@@ -80,6 +87,7 @@ pub struct OperatorStatus {
 
 /// How the machine compares with a hardware specification.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HardwareStatus {
     /// Name of the specification.
     pub spec: String,
@@ -91,6 +99,7 @@ pub struct HardwareStatus {
 
 /// One check that did not pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Finding {
     /// Name of the check.
     pub id: String,
@@ -115,6 +124,7 @@ impl From<&hwspec::Report> for HardwareStatus {
 
 /// What was proved by evidence that the guest gave over the very TLS connection it is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct AttestedStatus {
     /// Seconds since 1970 of the verification.
     pub at_unix_s: u64,
@@ -146,6 +156,7 @@ impl From<&Attested> for AttestedStatus {
 
 /// Where to reach the node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Urls {
     /// The guest itself; its certificate is proved by evidence, not by a certification authority.
     pub https: String,
@@ -167,6 +178,7 @@ impl From<Ports> for Urls {
 
 /// One reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReasonStatus {
     /// Seconds after the agent's start.
     pub at_s: u64,
@@ -176,6 +188,7 @@ pub struct ReasonStatus {
 
 /// The release that was verified and is launched.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ReleaseStatus {
     /// Its version.
     pub version: String,
@@ -338,6 +351,28 @@ pub(crate) mod tests {
         let status = example();
         let text = serde_json::to_string(&status).unwrap();
         assert_eq!(serde_json::from_str::<Status>(&text).unwrap(), status);
+        let schema = serde_json::from_str(SCHEMA).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let mut json = serde_json::to_value(&status).unwrap();
+        assert!(validator.is_valid(&json));
+        for (field, value) in [("version", 2.into()), ("restarts", "no".into()), ("urls", 1.into())] {
+            let right = std::mem::replace(&mut json[field], value);
+            assert!(!validator.is_valid(&json), "{field}");
+            json[field] = right;
+        }
+    }
+
+    /// To write it anew: `UPDATE_SCHEMA=1 cargo test -p host-os schema`.
+    #[test]
+    fn the_schema_is_the_types() {
+        let settings = schemars::generate::SchemaSettings::draft2020_12();
+        let schema = settings.into_generator().into_root_schema_for::<Status>();
+        let text = serde_json::to_string_pretty(&schema).unwrap() + "\n";
+        if std::env::var_os("UPDATE_SCHEMA").is_some() {
+            std::fs::write(concat!(env!("CARGO_MANIFEST_DIR"), "/status.schema.json"), &text).unwrap();
+        } else {
+            assert_eq!(SCHEMA, text, "run with UPDATE_SCHEMA=1");
+        }
     }
 
     #[test]

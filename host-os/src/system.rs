@@ -16,6 +16,7 @@ const OPERATOR_PORT: u16 = 18_444;
 
 /// The host beside its guest, for the status.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct SystemStatus {
     /// How the machine started: watchdog, crashes of earlier runs.
     pub boot: Option<BootFacts>,

@@ -16,6 +16,7 @@ const CARD_RESET: i32 = 0x20;
 
 /// What the machine has, for the status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WatchdogStatus {
     /// Seconds until it resets the machine; absent without a watchdog.
     pub timeout_s: Option<i32>,

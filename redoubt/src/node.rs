@@ -55,6 +55,9 @@ pub(crate) struct Status {
     node: NodeDirArg,
     #[command(flatten)]
     remote: Remote,
+    /// Print the JSON schema of a node's status, and ask no node
+    #[arg(long)]
+    schema: bool,
 }
 
 #[derive(Debug, Args)]
@@ -88,6 +91,11 @@ pub(crate) async fn ask(record: &AgentRecord) -> Result<host_os::status::Status,
 }
 
 pub(crate) fn status(args: &Status) -> Result<Reply, Failure> {
+    if args.schema {
+        let schema = host_os::status::SCHEMA;
+        let json = serde_json::from_str(schema).map_err(|error| Failure::of("schema-unreadable", &error))?;
+        return Ok(Reply::good(schema.trim_end(), json));
+    }
     if let Some(answer) = args.remote.get("/v1/status")? {
         let status: host_os::status::Status =
             serde_json::from_slice(&answer).map_err(|error| Failure::of("status-unreadable", &error))?;

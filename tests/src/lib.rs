@@ -300,6 +300,13 @@ pub fn runs(pid: Pid) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
 }
 
+/// Whether this is a node's status, by the schema that `redoubt` prints.
+pub fn is_status(setup: &Setup, status: &Value) -> Result<()> {
+    let schema = json(setup.redoubt(["--json", "status", "--schema"])?)?;
+    let validator = jsonschema::validator_for(&schema)?;
+    validator.validate(status).map_err(|error| anyhow::anyhow!("{error}: {status:#}"))
+}
+
 /// Standard output of a successful command as JSON.
 pub fn json(output: Output) -> Result<Value> {
     if !output.status.success() {

@@ -22,7 +22,9 @@ use std::{
     process::Command,
     time::{Duration, Instant},
 };
-use tests::{Setup, host_evidence, json, machine::Machine, screen::Screen, strangers::strangers, text};
+use tests::{
+    Setup, host_evidence, is_status, json, machine::Machine, screen::Screen, strangers::strangers, text,
+};
 
 /// What CI has for it, on two cores.
 const FLASHED: Duration = Duration::from_secs(15 * 60);
@@ -174,6 +176,7 @@ fn from_an_empty_disk_to_a_verified_guest_and_to_the_end_of_the_node() -> Result
     ensure!(!machine.reply["verified"].as_array().context("nothing verified")?.is_empty());
     let status = json(machine.operate(&["status"])?)?;
     ensure!(status["node"] == identity.as_str(), "{status:#}");
+    is_status(&setup, &status)?;
     drop(machine);
     let copies = cutter.join().ok().context("the copies failed")??;
     ensure!(copies == CUTS, "only {copies} copies while the installer wrote");

@@ -9,7 +9,7 @@ use std::{
     process::{Child, Command, Output, Stdio},
     time::{Duration, Instant},
 };
-use tests::{Node, Setup, get, json, script, text};
+use tests::{Node, Setup, get, is_status, json, script, text};
 
 /// For Prometheus to have asked a node.
 const SCRAPED: Duration = Duration::from_secs(60);
@@ -109,6 +109,7 @@ fn who_may_operate_a_node_and_what_they_see() -> Result<()> {
 
     let urls = &status["urls"]["status"];
     let url = urls.as_str().context("no address for status")?;
+    is_status(&setup, &serde_json::from_str(&get(&format!("{url}/status"))?)?)?;
     checked_by_promtool(&get(&format!("{url}/metrics"))?)?;
     let measurement = status["attested"]["measurement"].as_str().context("not attested")?;
     for scripts in ["with", "without"] {

@@ -114,3 +114,70 @@ fn a_full_disk() -> Result<()> {
     ensure!(answer["error"]["message"].as_str().is_some_and(|text| text.contains("disk-free")), "{answer:#}");
     Ok(())
 }
+
+/// A small file system on a folder, until it is dropped.
+struct Small<'a>(&'a Path);
+
+impl Drop for Small<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+        let _ = fs::remove_dir(self.0);
+    }
+}
+
+impl<'a> Small<'a> {
+    fn on(folder: &'a Path, mebibytes: u32) -> Result<Self> {
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"]).arg(folder);
+        ensure!(mount.status()?.success(), "cannot mount a file system; run the tests as root");
+        Ok(Self(folder))
+    }
+
+    /// Takes all the space that is left.
+    fn fill(&self) -> Result<PathBuf> {
+        let filler = self.0.join("filler");
+        let mut file = fs::File::create(&filler)?;
+        let full =
+            std::io::copy(&mut std::io::repeat(1), &mut file).err().context("there is no end of space")?;
+        ensure!(full.kind() == std::io::ErrorKind::StorageFull, "{full}");
+        Ok(filler)
+    }
+}
+
+#[test]
+fn a_disk_that_fills_up_while_the_node_runs() -> Result<()> {
+    let Some(setup) = Setup::find() else { return Ok(()) };
+    let node = Node::new(&setup)?;
+    let folder = node.path().to_owned();
+    let small = Small::on(&folder, 512)?;
+    let ended = fill_up(&setup, &node, &small);
+    // Before its file system goes.
+    drop(node);
+    ended
+}
+
+fn fill_up(setup: &Setup, node: &Node<'_>, small: &Small<'_>) -> Result<()> {
+    // What is not there cannot be reserved.
+    let output = node.up_with(&setup.release, &["--ignore-hardware", "disk-free"])?;
+    let answer: Value = serde_json::from_slice(&output.stdout)?;
+    ensure!(answer["error"]["code"] == "disk-full", "{answer:#}");
+
+    tests::json(node.up_with(&setup.release, &["--ignore-hardware", "disk-free", "--nvram", "256"])?)?;
+    let url = node.url()?;
+    let canister = deploy_counter(&url)?;
+    ensure!(call(&url, &canister, "inc")? == 1);
+    let filler = small.fill()?;
+    // Messages go to the NVRAM, whose space is reserved.
+    ensure!(call(&url, &canister, "inc")? == 2);
+    node.cut_power()?;
+    let full = node.wait_for("a guest or a reason", READY, |status| {
+        ready_again(status, 1) || reasons(status).contains("No space left on device")
+    })?;
+    fs::remove_file(filler)?;
+    let restarts = full["restarts"].as_u64().unwrap_or_default();
+    node.wait_for("a guest again", READY, |status| {
+        (restarts..restarts + 3).any(|restarts| ready_again(status, restarts))
+    })?;
+    ensure!(call(&url, &canister, "inc")? == 3, "an acknowledged update is lost");
+    Ok(())
+}

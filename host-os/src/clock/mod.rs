@@ -97,6 +97,7 @@ pub fn decide(agreement: &Agreement, now: f64, built: f64, set: bool) -> Decisio
 
 /// The clock, for the status.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ClockStatus {
     /// `synchronised`, `no-servers`, `no-agreement`, `clock-far-off`, `before-build`.
     pub state: String,

@@ -83,6 +83,7 @@ pub struct Plan {
 
 /// One thing that confines QEMU, or why it does not, for the status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Measure {
     /// A short fixed name: `user`, `namespaces`, `network`, `files`, `capabilities`, `privileges`, `system-calls`,
     /// `limits`.

@@ -18,6 +18,7 @@ const FORGET_S: u64 = 10;
 
 /// A port that is open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct OpenPort {
     /// TCP port.
     pub port: u16,
@@ -287,6 +288,7 @@ fn icmp6(kind: u8) -> &'static str {
 
 /// The firewall, for the status.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct FirewallStatus {
     /// `on`, or `off`.
     pub state: String,

@@ -18,6 +18,7 @@ const ROUNDS: usize = 4;
 
 /// How the host is connected.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct NetworkStatus {
     /// `connected`, `no-cable`, `no-router`, `no-device`, `refused`.
     pub state: String,
@@ -31,6 +32,7 @@ pub struct NetworkStatus {
 
 /// One link.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LinkStatus {
     /// `uplink` or `management`.
     pub role: String,

@@ -42,12 +42,11 @@ fn open() -> io::Result<(Tty, File)> {
     let mut settings = tcgetattr(&input)?;
     cfmakeraw(&mut settings);
     tcsetattr(&input, SetArg::TCSANOW, &settings)?;
-    Ok((empty()?, input))
+    Ok((empty(terminal()?)?, input))
 }
 
 /// An empty screen. Its size is asked of this very terminal: crossterm would ask the controlling one, and there is none.
-fn empty() -> io::Result<Tty> {
-    let mut output = terminal()?;
+fn empty(mut output: File) -> io::Result<Tty> {
     let size = rustix::termios::tcgetwinsize(&output)?;
     output.write_all(b"\x1b[H\x1b[2J")?;
     let viewport = Viewport::Fixed(Rect::new(0, 0, size.ws_col, size.ws_row));
@@ -90,6 +89,10 @@ pub(crate) async fn run(screen: Screen) {
                 if let Some(wish) = view.key(key) {
                     screen.fulfil(wish, &mut view, &mut open_challenge).await;
                 }
+                // Who pastes is faster than a screen is drawn.
+                if !keys.is_empty() {
+                    continue;
+                }
             }
         }
         view.addresses = addresses();
@@ -103,13 +106,15 @@ pub(crate) async fn run(screen: Screen) {
             cleared = ticks / CLEAR;
             tty = tty.and_then(|screen| {
                 drop(screen);
-                empty().ok()
+                terminal().and_then(empty).ok()
             });
         }
         tty = tty.and_then(|mut screen| {
             let drawn = screen.draw(|frame| render(frame, &status, &view)).is_ok();
             drawn.then_some(screen)
         });
+        // The agent has one thread, and answers PID 1 meanwhile.
+        tokio::task::yield_now().await;
     }
 }
 
@@ -192,6 +197,27 @@ fn addresses() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Tests in CI have no controlling terminal either.
+    #[test]
+    fn a_terminal_that_controls_nobody_is_drawn_on_whole() {
+        let size = nix::pty::Winsize { ws_row: 50, ws_col: 160, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = nix::pty::openpty(Some(&size), None).unwrap();
+        let mut screen = empty(File::from(pair.slave)).unwrap();
+        let view = View { identity: Some("0123456789abcdef".repeat(4)), ..View::default() };
+        screen.draw(|frame| render(frame, &crate::status::tests::example(), &view)).unwrap();
+        drop(screen);
+        let mut master = File::from(pair.master);
+        let (mut drawn, mut buffer) = (String::new(), [0; 4096]);
+        // Ends when nobody has the other end any more.
+        while let Ok(length @ 1..) = master.read(&mut buffer) {
+            drawn.push_str(&String::from_utf8_lossy(&buffer[..length]));
+        }
+        // The last line is there, so all of the size is used, and so is the code.
+        for part in ["Redoubt node", "0123456789abcdef", "\u{1b}[50;", "█▀"] {
+            assert!(drawn.contains(part), "{part:?} is not in {drawn:?}");
+        }
+    }
     use crate::operator::carry::Command;
     use crate::operator::identity::Identity;
     use crate::operator::keys::Operator;

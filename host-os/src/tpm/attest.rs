@@ -121,6 +121,7 @@ pub fn own(host: Option<&HostImages>) -> MeasuredBootStatus {
 
 /// Shown in the status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MeasuredBootStatus {
     /// "as-released", "differs", "unknown", or why nothing can be said: "tpm-missing", "event-log-missing", ...
     pub verdict: String,

@@ -86,6 +86,7 @@ pub enum Protection {
 
 /// Shown in the status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProtectionStatus {
     /// Whether the host's secrets are sealed to the TPM, and its state is encrypted.
     pub sealed: bool,
