@@ -268,7 +268,9 @@ mod tests {
         }
         assert!(received.try_recv().is_err());
         screen.fulfil(Wish::Challenge(action), &mut view, &mut open).await;
-        screen.fulfil(Wish::Answer(action, "00".repeat(96)), &mut view, &mut open).await;
+        // Alice's key, with nobody's signature.
+        let forged = answer(&alice, &view)[..64].to_owned() + &"00".repeat(64);
+        screen.fulfil(Wish::Answer(action, forged), &mut view, &mut open).await;
         assert!(view.message.contains("not a signature"), "{}", view.message);
     }
 }
