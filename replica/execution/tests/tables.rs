@@ -293,6 +293,8 @@ fn tables_grow_to_the_limit_and_no_further_whatever_happened_before() {
         assert_eq!(grow(&mut node, "beyond_its_own_maximum"), [NO, 1_000_000, 0]);
         node.reopen();
     }
+    // What is refused takes nothing of the room.
+    assert_eq!(grow(&mut node, "beyond_its_own_maximum"), [NO, 1_000_000, 0]);
     assert_eq!(grow(&mut node, "rest"), [1_000_000, 1 << 20, 0]);
     node.reopen();
     assert_eq!(grow(&mut node, "rest"), [NO, 1 << 20, 0]);
