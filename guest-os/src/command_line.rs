@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn the_virtual_images_command_line_is_understood() {
-        let text = "console=ttyS0 panic=5 quiet loglevel=4 random.trust_cpu=on redoubt.profile=virtual\n";
+        let text = "console=ttyS0 no_timer_check panic=5 quiet loglevel=4 random.trust_cpu=on redoubt.profile=virtual\n";
         let expected = CommandLine { profile: Profile::Virtual, watchdog: Duration::from_secs(60) };
         assert_eq!(parse(text), Ok(expected));
     }
