@@ -25,8 +25,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
-const COMMAND_LINE: &str =
-    "console=ttyS0 no_timer_check panic=5 quiet loglevel=4 random.trust_cpu=on redoubt.profile=virtual redoubt.watchdog=8";
+const COMMAND_LINE: &str = "console=ttyS0 no_timer_check panic=5 quiet loglevel=4 random.trust_cpu=on redoubt.profile=virtual redoubt.watchdog=8";
 const PATIENCE: Duration = Duration::from_secs(90);
 
 struct Images {
