@@ -463,11 +463,9 @@ impl Guest {
                 }
             };
             let how = match status {
-                WaitStatus::Exited(_, OLDER_HEAP) => {
-                    "ended: the NVRAM holds an older image of the heap than this node had reached; give the guest the \
-                     present one"
-                        .to_owned()
-                }
+                WaitStatus::Exited(_, OLDER_HEAP) => self.stop(
+                    "the NVRAM holds an older image of the heap than this node had reached; give the guest the present one",
+                ),
                 WaitStatus::Exited(_, code) => format!("ended with exit code {code}"),
                 WaitStatus::Signaled(_, signal, _) => format!("was ended by {signal}"),
                 _ => continue,

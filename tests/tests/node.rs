@@ -95,9 +95,10 @@ fn state_survives_down_and_up_and_the_agents_death_and_no_older_image_passes_for
     // Whoever owns the machine puts the NVRAM back to what it was.
     let present = std::fs::read(node.nvram())?;
     std::fs::write(node.nvram(), older)?;
-    let output = node.up_with(&setup.release, &["--timeout", "60"])?;
-    ensure!(text(&output).contains("older image of the heap"), "{}", text(&output));
-    node.down()?;
+    let output = node.up_with(&setup.release, &[])?;
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
+    ensure!(answer["error"]["code"] == "guest-does-not-start", "{answer:#}");
+    ensure!(text(&output).contains("older image of the heap"), "{answer:#}");
     std::fs::write(node.nvram(), present)?;
     node.up()?;
     ensure!(call(&node.url()?, &counter, "inc")? == 4);
