@@ -97,7 +97,7 @@ fn state_survives_down_and_up_and_the_agents_death_and_no_older_image_passes_for
     std::fs::write(node.nvram(), older)?;
     let output = node.up_with(&setup.release, &[])?;
     let answer: serde_json::Value = serde_json::from_slice(&output.stdout).with_context(|| text(&output))?;
-    ensure!(answer["error"]["code"] == "guest-does-not-start", "{answer:#}");
+    ensure!(answer["error"]["code"] == "guest-failed", "{answer:#}");
     ensure!(text(&output).contains("older image of the heap"), "{answer:#}");
     std::fs::write(node.nvram(), present)?;
     node.up()?;

@@ -78,6 +78,7 @@ impl FetchError {
             Self::Server { .. } => "fetch-failed",
             Self::Wrong { .. } => "fetch-wrong-file",
             Self::DiskFull { .. } => "fetch-disk-full",
+            Self::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull => "fetch-disk-full",
             Self::Disk { .. } => "fetch-disk",
         }
     }
