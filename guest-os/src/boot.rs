@@ -25,6 +25,7 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
+use release::Purpose;
 use std::convert::Infallible;
 use std::fs::File;
 use std::io;
@@ -248,7 +249,8 @@ impl Guest {
             self.receive(&party, disk, us, keys)?;
             return Ok(Work::Received);
         }
-        let (vault, origin) = Vault::open(disk, us, keys)?;
+        let asked = if config.task == Task::Recover { Purpose::Recovery } else { Purpose::Node };
+        let (vault, origin) = Vault::open(disk, us, keys, asked)?;
         say(match origin {
             storage::Origin::Opened => "vault opened",
             storage::Origin::Renewed => "vault opened and sealed anew",
@@ -256,8 +258,14 @@ impl Guest {
         });
         let secret = vault.content().secret.clone();
         self.vault = Some(vault);
-        if config.task == Task::Give {
-            return Ok(Work::Give);
+        match config.task {
+            Task::Give => return Ok(Work::Give),
+            Task::Recover => {
+                say("recovery: waiting for a blessed release to hand the key to");
+                self.phase = Phase::Recovery;
+                return Ok(Work::Give);
+            }
+            Task::Run | Task::Receive => {}
         }
         self.config = Some(config.clone());
         let interface = network::configure(Path::new(SYS), &config)?;

@@ -8,7 +8,7 @@ use crate::storage::{StorageError, Vault};
 use crate::vault::Content;
 use attestation::Report;
 use host_guest::{ToGuest, ToHost};
-use release::{Root, RootError};
+use release::{Purpose, Root, RootError};
 use std::path::Path;
 use std::sync::Arc;
 use upgrade::exchange::{self, Documents, ExchangeError, Giver, Judge, Receiver, Waiting};
@@ -108,7 +108,8 @@ impl Giving {
         }
         let giver = self.giver.take().ok_or(Failure::OutOfTurn)?;
         let content = vault.content().clone();
-        let payload = |seen: &release::Seen| Content { seen: *seen, ..content.clone() }.to_bytes();
+        let payload =
+            |seen: &release::Seen, purpose| Content { seen: *seen, purpose, ..content.clone() }.to_bytes();
         let given = giver.give(message, party.judge(), content.seen, clock::now(), &payload)?;
         // What was seen is kept before the key leaves.
         vault.remember(given.seen)?;
@@ -150,11 +151,12 @@ impl Receiving {
     /// may begin anew.
     pub fn step(&mut self, message: &ToGuest, party: &Party) -> Result<Option<Step>, Failure> {
         let (next, step) = match (std::mem::take(self), message) {
-            (_, ToGuest::TakeOver { giver, roots, manifest, blessing }) => {
+            (_, ToGuest::TakeOver { giver, roots, manifest, blessing, recovery }) => {
                 let documents = Documents {
                     roots: roots.clone(),
                     manifest: manifest.clone(),
                     blessing: blessing.clone(),
+                    purpose: if *recovery { Purpose::Recovery } else { Purpose::Node },
                 };
                 let (receiver, hello) = Receiver::begin()?;
                 let greeted = Greeted { receiver, giver: giver.clone(), documents };

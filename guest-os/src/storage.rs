@@ -3,6 +3,7 @@
 use crate::clock::{self, ClockError};
 use crate::keys::{KeyError, KeySource};
 use crate::vault::{self, Content, Found, Identity, REGION, SLOT_OFFSETS, VaultError};
+use release::Purpose;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -27,6 +28,23 @@ pub enum StorageError {
     /// The vault does not open.
     #[error(transparent)]
     Vault(#[from] VaultError<KeyError>),
+    /// A host that starts a recovery release as the node, or the other way round.
+    #[error(
+        "the vault on the guest's disk was given to {given}, and this guest was started as {asked}; start it for what its \
+         release is blessed for"
+    )]
+    Purpose {
+        /// By whoever handed the secret over.
+        given: Purpose,
+        /// By the guest's configuration.
+        asked: Purpose,
+    },
+    /// There is nothing to recover with.
+    #[error(
+        "the recovery guest's disk holds no vault; the key is given to it at an upgrade: restore the node's directory, or \
+         install the node anew, which loses what it stored"
+    )]
+    Nothing,
     /// The disk lies.
     #[error(
         "what was written into the vault reads back differently; check the disk that the host gives to the guest"
@@ -58,11 +76,12 @@ pub struct Vault {
 }
 
 impl Vault {
-    /// Opens the vault on the disk, or makes one when the disk is empty.
+    /// Opens the vault on the disk for a purpose, or makes one when the disk of a node is empty.
     pub fn open(
         disk: File,
         us: Identity,
         mut keys: Box<dyn KeySource>,
+        asked: Purpose,
     ) -> Result<(Vault, Origin), StorageError> {
         let label = keys.label();
         let mut region = Box::new([0; REGION]);
@@ -70,10 +89,14 @@ impl Vault {
             .map_err(|source| StorageError::Disk { step: "reading", source })?;
         let found = vault::open(&region, &us, label, |level| keys.derive(level))?;
         let (content, sequence, origin, order) = match found {
+            Found::Blank if asked == Purpose::Recovery => return Err(StorageError::Nothing),
+            Found::Opened { content, .. } if content.purpose != asked => {
+                return Err(StorageError::Purpose { given: content.purpose, asked });
+            }
             Found::Blank => {
                 let seen = release::Seen::default();
                 let secret = Zeroizing::new(clock::random()?);
-                let content = Content { secret, created: clock::now(), seen, heap_epoch: 0 };
+                let content = Content { secret, created: clock::now(), seen, heap_epoch: 0, purpose: asked };
                 (content, 0, Origin::Created, SLOT_OFFSETS)
             }
             // The good slot is written last, when the other one is safe.
@@ -100,7 +123,7 @@ impl Vault {
         let mut vault = Vault { disk, us, keys, content, sequence: 0 };
         vault.write(SLOT_OFFSETS)?;
         let Vault { us, keys, content, .. } = vault;
-        let (read, _) = Vault::open(kept, us, keys)?;
+        let (read, _) = Vault::open(kept, us, keys, content.purpose)?;
         if read.content == content { Ok(()) } else { Err(StorageError::ReadBack) }
     }
 
@@ -151,7 +174,8 @@ mod tests {
     use crate::vault::Key;
 
     fn secret(disk: &File, us: &Identity, keys: Fixed) -> Result<(Key, Origin), StorageError> {
-        let (vault, origin) = Vault::open(disk.try_clone().unwrap(), us.clone(), Box::new(keys))?;
+        let (vault, origin) =
+            Vault::open(disk.try_clone().unwrap(), us.clone(), Box::new(keys), Purpose::Node)?;
         Ok((vault.content.secret, origin))
     }
 
@@ -227,7 +251,8 @@ mod tests {
     #[test]
     fn what_was_seen_and_what_was_handed_over_stays() {
         let disk = disk();
-        let open = |us: Identity| Vault::open(disk.try_clone().unwrap(), us, Box::new(Fixed(1)));
+        let open =
+            |us: Identity| Vault::open(disk.try_clone().unwrap(), us, Box::new(Fixed(1)), Purpose::Node);
         let (mut vault, _) = open(us()).unwrap();
         let seen = release::Seen { blessing_version: 9, ..release::Seen::default() };
         vault.remember(seen).unwrap();
@@ -235,11 +260,38 @@ mod tests {
         assert_eq!(open(us()).unwrap().0.content, content);
         // By another release, into a vault where something lay.
         let other = Identity { measurement: [9; 48], ..us() };
-        let another = || Vault::open(disk.try_clone().unwrap(), other.clone(), Box::new(Fixed(2)));
+        let another =
+            || Vault::open(disk.try_clone().unwrap(), other.clone(), Box::new(Fixed(2)), Purpose::Node);
         assert!(another().is_err());
         Vault::fill(disk.try_clone().unwrap(), other.clone(), Box::new(Fixed(2)), content.clone()).unwrap();
         let (vault, origin) = another().unwrap();
         assert_eq!((vault.content, origin), (content, Origin::Opened));
+    }
+
+    /// A host that starts the recovery release as the node gets no node, nor a new one from a blank disk.
+    #[test]
+    fn what_was_given_for_recovery_is_for_nothing_else() {
+        let open = |disk: &File, asked| {
+            Vault::open(disk.try_clone().unwrap(), us(), Box::new(Fixed(1)), asked).map(|(vault, _)| vault)
+        };
+        let blank = disk();
+        assert!(matches!(open(&blank, Purpose::Recovery).err(), Some(StorageError::Nothing)));
+        assert!(bytes(&blank).iter().all(|byte| *byte == 0), "something was written");
+        let node = open(&blank, Purpose::Node).unwrap();
+        let refused = open(&blank, Purpose::Recovery).err();
+        assert!(matches!(refused, Some(StorageError::Purpose { given: Purpose::Node, .. })), "{refused:?}");
+
+        let rescue = disk();
+        let content = Content { purpose: Purpose::Recovery, ..node.content.clone() };
+        Vault::fill(rescue.try_clone().unwrap(), us(), Box::new(Fixed(1)), content.clone()).unwrap();
+        let before = bytes(&rescue);
+        let refused = open(&rescue, Purpose::Node).err();
+        assert!(
+            matches!(refused, Some(StorageError::Purpose { given: Purpose::Recovery, .. })),
+            "{refused:?}"
+        );
+        assert_eq!(bytes(&rescue), before);
+        assert_eq!(open(&rescue, Purpose::Recovery).unwrap().content, content);
     }
 
     #[test]

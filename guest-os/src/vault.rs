@@ -5,7 +5,7 @@
 //! | bytes | content |
 //! |---|---|
 //! | 0..8 | magic `RDBVAULT` |
-//! | 8..12 | format version, 3 |
+//! | 8..12 | format version, 4 |
 //! | 12..16 | guest SVN that the key was derived with |
 //! | 16..24 | sequence number; the higher valid slot counts |
 //! | 24..32 | TCB version that the key was derived with |
@@ -15,9 +15,10 @@
 //! | 144..156 | nonce |
 //! | 156..326 | AES-256-GCM of the content (154 bytes) and tag (16 bytes); bytes 0..156 are associated data |
 //!
-//! Content: content version (u32, 3), zero (u32), secret (32 bytes), creation time (u64, seconds since 1970), and what the
-//! node has seen ([`release::Seen`]): root version, blessing version, security epoch, time (u64 each), blessing, release
-//! (each one byte 0 or 1, then 32 bytes). What is handed over to another release is the content too.
+//! Content: content version (u32, 4), what it was given for (u32: 0 to be the node, 1 for recovery), secret (32 bytes), creation
+//! time (u64, seconds since 1970), what the node has seen ([`release::Seen`]): root version, blessing version, security epoch,
+//! time (u64 each), blessing, release (each one byte 0 or 1, then 32 bytes), and a commit of the heap (u64). What is handed over
+//! to another release is the content too.
 //!
 //! HOST_DATA takes no part: a change of the guest's configuration must not lose the secret.
 //! The key is HKDF-SHA256(salt, derived key of the PSP, label); the label names this use and the kind of PSP, and any
@@ -30,7 +31,7 @@
 //! an error only, the key decides.
 
 use crate::keys::Level;
-use release::{Digest, Seen};
+use release::{Digest, Purpose, Seen};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::{digest, hkdf};
 use zeroize::Zeroizing;
@@ -74,15 +75,17 @@ pub struct Content {
     pub seen: Seen,
     /// A commit that the heap is known to have reached: NVRAM that ends before it is an older image.
     pub heap_epoch: u64,
+    /// What the secret may be used for: a guest that has it for recovery never becomes the node, whatever its host says.
+    pub purpose: Purpose,
 }
 
 impl Content {
     /// The bytes that are sealed, or handed over.
     pub fn to_bytes(&self) -> Zeroizing<Vec<u8>> {
-        let Content { secret, created, seen, heap_epoch } = self;
+        let Content { secret, created, seen, heap_epoch, purpose } = self;
         let mut bytes = Zeroizing::new(Vec::with_capacity(SEALED));
         bytes.extend(VERSION.to_le_bytes());
-        bytes.extend([0; 4]);
+        bytes.extend((*purpose as u32).to_le_bytes());
         bytes.extend(**secret);
         for number in [*created, seen.root_version, seen.blessing_version, seen.security_epoch, seen.time] {
             bytes.extend(number.to_le_bytes());
@@ -116,7 +119,12 @@ impl Content {
                 blessing: digest(80)?,
                 release: digest(113)?,
             };
-            Some(Content { secret, created: field(40)?, seen, heap_epoch: field(146)? })
+            let purpose = match bytes.get(4..8)? {
+                [0, 0, 0, 0] => Purpose::Node,
+                [1, 0, 0, 0] => Purpose::Recovery,
+                _ => return None,
+            };
+            Some(Content { secret, created: field(40)?, seen, heap_epoch: field(146)?, purpose })
         };
         if bytes.len() == CONTENT { read().ok_or(None) } else { Err(None) }
     }
@@ -125,11 +133,12 @@ impl Content {
 impl std::fmt::Debug for Content {
     // The secret is not shown.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Content { secret: _, created, seen, heap_epoch } = self;
+        let Content { secret: _, created, seen, heap_epoch, purpose } = self;
         f.debug_struct("Content")
             .field("created", created)
             .field("seen", seen)
             .field("heap_epoch", heap_epoch)
+            .field("purpose", purpose)
             .finish_non_exhaustive()
     }
 }
@@ -341,7 +350,8 @@ mod tests {
     fn content() -> Content {
         let seen =
             Seen { root_version: 3, security_epoch: 5, release: Some(Digest([7; 32])), ..Seen::default() };
-        Content { secret: Zeroizing::new([9; 32]), created: 1_800_000_000, seen, heap_epoch: 7 }
+        let secret = Zeroizing::new([9; 32]);
+        Content { secret, created: 1_800_000_000, seen, heap_epoch: 7, purpose: Purpose::Recovery }
     }
 
     /// A PSP: its key depends on who asks and on the level.
@@ -377,6 +387,19 @@ mod tests {
         let expected = Found::Opened { content: content(), sequence: 1, slot: 0, outdated: false };
         assert_eq!(open_as(&us(), &region([&slot, &slot])), Ok(expected));
         assert_eq!(open_as(&us(), &region([&[], &[]])), Ok(Found::Blank));
+    }
+
+    #[test]
+    fn what_it_was_given_for_is_kept_and_nothing_else_is_read() {
+        let bytes = content().to_bytes();
+        assert_eq!(Content::from_bytes(&bytes), Ok(content()));
+        let node = Content { purpose: Purpose::Node, ..content() };
+        assert_eq!(Content::from_bytes(&node.to_bytes()), Ok(node));
+        for at in 4..8 {
+            let mut other = bytes.to_vec();
+            other[at] = 2;
+            assert_eq!(Content::from_bytes(&other), Err(None));
+        }
     }
 
     #[test]

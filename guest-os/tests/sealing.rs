@@ -78,7 +78,7 @@ impl Guest {
 }
 
 fn open(disk: &File, us: Identity, keys: impl KeySource + 'static) -> Result<(Key, Origin), StorageError> {
-    let (vault, origin) = Vault::open(disk.try_clone().unwrap(), us, Box::new(keys))?;
+    let (vault, origin) = Vault::open(disk.try_clone().unwrap(), us, Box::new(keys), release::Purpose::Node)?;
     Ok((vault.content().secret.clone(), origin))
 }
 

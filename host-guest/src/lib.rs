@@ -83,6 +83,8 @@ pub enum Phase {
     Starting,
     /// The replica answers.
     Ready,
+    /// There is no replica: the guest holds the node's key for a release that is brought.
+    Recovery,
     /// The replica stopped and waits for its next start.
     Backoff,
     /// The guest is powering off.
@@ -115,6 +117,9 @@ pub enum ToGuest {
         manifest: String,
         /// The blessing that names it.
         blessing: String,
+        /// It shall ask for the key as a recovery release, and not as a node.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        recovery: bool,
     },
     /// From the other guest of a hand-over.
     HandOver {
@@ -155,6 +160,9 @@ pub enum Task {
     Receive,
     /// To hand the node's key over, without being the node.
     Give,
+    /// The same for a guest that was given the key for recovery: both slots failed, and it waits for a release that is brought.
+    /// It needs no network, no NVRAM and little memory.
+    Recover,
 }
 
 impl Task {

@@ -14,7 +14,7 @@ use ports::{listen, serve_operators};
 
 use crate::attest::{Expectations, Pin, chain};
 use crate::cable::{Cable, CableError, Plug};
-use crate::check::{CheckError, Checked, Options, check_machine};
+use crate::check::{CheckError, Checked, Options};
 use crate::confine::{
     Level, Plan, THREADS,
     cgroup::{self, Limits},
@@ -137,6 +137,11 @@ pub async fn run(
         }
     });
 
+    // Takes a moment, which this program has until it has to judge what is found.
+    let probe = {
+        let node = node.path().to_owned();
+        std::thread::spawn(move || hwspec::probe::this_machine(&node))
+    };
     let (http, http_port) = listen(options.ports.http, PREFERRED.http, "http-port").await?;
     let (status_listener, status_port) =
         listen(options.ports.status, PREFERRED.status, "status-port").await?;
@@ -227,7 +232,9 @@ pub async fn run(
     let checked = {
         let (mut options, node, lock) = (options.clone(), node.clone(), lock.clone());
         tokio::task::spawn_blocking(move || {
-            let hardware = check_machine(&options, &node, &progress)?;
+            progress("checking this machine against the hardware specification");
+            let probe = probe.join().map_err(|_| CheckError::Interrupted("probing the machine".into()))?;
+            let hardware = crate::hardware::check(&options, &probe)?;
             crate::placement::machine::divide(&mut options)?;
             let begin = begin(&options, &node, &lock, &progress)?;
             Ok::<_, AgentError>((hardware, options, begin))
@@ -259,7 +266,10 @@ pub async fn run(
         agent: upgrades,
         sequence,
         part,
-        running: checked.target.slot,
+        running: checked.target.place,
+        last_well: 0,
+        recovery_refused: false,
+        judged: None,
         host,
     };
     driver.start().map_err(AgentError::Runtime)?;
@@ -409,10 +419,14 @@ impl Agent {
                         // Who asked may be gone; this is what runs all the same.
                         let _ = answer.send(());
                     }
-                    match self.launch(options, node, &checked) {
+                    let launched = match self.launch(options, node, &checked) {
                         Ok(()) => Event::Launched,
                         Err(error) => Event::LaunchFailed(chain(&error)),
+                    };
+                    if let Some(power) = &options.power {
+                        power.launched();
                     }
+                    launched
                 }
                 Some(Effect::PowerOff) => {
                     tracing::info!("asking the guest to power off");
@@ -602,7 +616,10 @@ impl Agent {
         let launch = Launch {
             platform: connected.platform,
             measured: checked.release.measured().clone(),
-            memory_mib: options.memory_mib,
+            memory_mib: match checked.nvram {
+                Some(_) => options.memory_mib,
+                None => candidate::MEMORY_MIB.min(options.memory_mib),
+            },
             disk: checked.disk.clone(),
             serving: checked.nvram.clone().map(|nvram| Serving {
                 nvram,
@@ -612,7 +629,7 @@ impl Agent {
             channels,
         };
         let qemu = find_program(&options.qemu);
-        let plan = self.confine(options, &qemu, &launch);
+        let plan = self.confine(options, &qemu, &launch, "guest");
         let root = nix::unistd::Uid::effective().is_root();
         self.shared.update(|status| status.confinement = plan.measures(launcher::landlock(), root));
         let mut guest = Guest::spawn(
@@ -637,7 +654,7 @@ impl Agent {
 
 impl Agent {
     /// What QEMU may do, with a control group where there can be one.
-    fn confine(&self, options: &Options, qemu: &Path, launch: &Launch) -> Plan {
+    fn confine(&self, options: &Options, qemu: &Path, launch: &Launch, kind: &str) -> Plan {
         let level = options.confinement;
         let group = match level {
             Level::Full => {
@@ -655,7 +672,6 @@ impl Agent {
                         .and_then(|serving| serving.placement.as_ref())
                         .and_then(Placement::bounds),
                 };
-                let kind = if launch.serving.is_some() { "guest" } else { "candidate" };
                 let name = format!("redoubt-{kind}-{}", std::process::id());
                 cgroup::make(Path::new(cgroup::ROOT), &name, &limits)
                     .map_err(|error| tracing::warn!(%error, "QEMU gets no control group"))

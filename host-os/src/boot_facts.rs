@@ -20,11 +20,35 @@ pub struct BootFacts {
     /// What keeps the host's secrets.
     #[serde(default)]
     pub protection: Option<ProtectionStatus>,
+    /// The root file system.
+    #[serde(default)]
+    pub root: RootStatus,
 }
 
-/// Written by PID 1.
+/// Whether all of the root was read, and is as it was signed. What runs was verified when it was read, in any case.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct RootStatus {
+    /// "being-read", "verified" or "unreadable"; a changed block stops the machine.
+    pub state: String,
+    /// In words.
+    pub text: String,
+}
+
+impl Default for RootStatus {
+    fn default() -> Self {
+        Self {
+            state: "being-read".into(),
+            text: "what was not needed to start is read once the guest runs".into(),
+        }
+    }
+}
+
+/// Written by PID 1, also while the agent reads.
 pub(crate) fn write(facts: &BootFacts) -> io::Result<()> {
-    std::fs::write(PATH, serde_json::to_vec(facts)?)
+    let next = format!("{PATH}.new");
+    std::fs::write(&next, serde_json::to_vec(facts)?)?;
+    std::fs::rename(next, PATH)
 }
 
 /// Read by the agent; absent where it is not PID 1's.

@@ -12,14 +12,16 @@ use attestation::policy;
 use attestation::report::GuestPolicy;
 use release::{
     ApprovedManifest, FileError, FileName, Guest, ID_BLOCK_FILE, IdBlockSignatures, IdBlockSignaturesError,
-    Manifest, ManifestError, MeasurementError, Profile, ProfileMismatch, Refusal, Root, RootError, SeenError,
+    Manifest, ManifestError, MeasurementError, Profile, ProfileMismatch, Refusal, Root, RootError,
+    RootUpdateError, Roots, SeenError,
 };
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 
-pub use admission::{SEEN_FILE, admissible, admit};
+pub use admission::{LaunchedAs, SEEN_FILE, admissible, admit, stands};
 
 /// Why a release is not launched.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +41,14 @@ pub enum ReleaseError {
         path: PathBuf,
         /// Why.
         source: RootError,
+    },
+    /// A root that the node has followed.
+    #[error("the root {path} does not follow the one before")]
+    NextRoot {
+        /// The file, or the address that it came from.
+        path: PathBuf,
+        /// Why.
+        source: Box<RootUpdateError>,
     },
     /// Anybody can sign with the development root's keys.
     #[error(
@@ -148,6 +158,7 @@ impl ReleaseError {
         match self {
             Self::Unreadable { .. } => "release-unreadable",
             Self::Root { .. } => "root-refused",
+            Self::NextRoot { source, .. } => source.code(),
             Self::DevelopmentRoot(_) => "root-for-development",
             Self::Manifest { source, .. } => source.code(),
             Self::Profile { .. } => "profile-mismatch",
@@ -183,7 +194,7 @@ pub enum RootSource {
 }
 
 impl RootSource {
-    /// Reads the root that releases of this profile are judged by.
+    /// Reads the root from which trust in releases of this profile starts.
     #[cfg_attr(not(feature = "virtual"), expect(unused_variables, reason = "there is no development root"))]
     pub fn load(&self, profile: Profile) -> Result<Root, ReleaseError> {
         match self {
@@ -201,10 +212,10 @@ impl RootSource {
 }
 
 /// Reads and verifies a manifest.
-pub fn manifest(path: &Path, root: &Root, profile: Profile) -> Result<ApprovedManifest, ReleaseError> {
+pub fn manifest(path: &Path, roots: &Roots, profile: Profile) -> Result<ApprovedManifest, ReleaseError> {
     let bytes = read(path)?;
     let refused = |source| ReleaseError::Manifest { path: path.to_owned(), source };
-    let manifest = release::verify(&bytes, root).map_err(refused)?;
+    let manifest = roots.verify(&bytes).map_err(refused)?;
     let other = |source| ReleaseError::Profile { path: path.to_owned(), source };
     manifest.require_profile(profile).map_err(other)
 }
@@ -242,8 +253,12 @@ impl ReleaseFiles {
             manifest.check_file(name, &bytes)?;
             Ok::<_, ReleaseError>(bytes)
         };
-        let (kernel, initrd, firmware) =
-            (checked(FileName::Kernel)?, checked(FileName::Initrd)?, checked(FileName::Firmware)?);
+        // Hashing is most of the work, and the two are about as large.
+        let (kernel, initrd) = std::thread::scope(|scope| {
+            let initrd = scope.spawn(|| checked(FileName::Initrd));
+            (checked(FileName::Kernel), initrd.join().unwrap_or_else(|panic| resume_unwind(panic)))
+        });
+        let (kernel, initrd, firmware) = (kernel?, initrd?, checked(FileName::Firmware)?);
         let firmware_content = Firmware::measure(&firmware)?;
         let mut id_blocks = None;
         if manifest.manifest().profile == Profile::Production {

@@ -4,12 +4,12 @@
 
 use crate::accel;
 use crate::attest::Expectations;
-use crate::bundle::{self, CheckedRelease, ReleaseError, ReleaseFiles, RootSource};
+use crate::bundle::{self, CheckedRelease, LaunchedAs, ReleaseError, ReleaseFiles, RootSource};
 use crate::config::{ConfigText, virtual_guest};
 use crate::confine::Level;
 use crate::launch::EncryptionError;
 use crate::machine::Policy;
-use crate::node::{NodeDir, NodeDirError, NodeLock};
+use crate::node::{NodeDir, NodeDirError, NodeLock, Place};
 use crate::nvram::{Nvram, NvramError};
 use crate::placement::{Placement, PlacementError};
 use crate::platform::{self, CheckedPlatform};
@@ -150,18 +150,35 @@ impl CheckError {
 pub struct Target {
     /// Its manifest; its files lie beside it.
     pub manifest: PathBuf,
-    /// Its slot, by which it has a disk of its own.
-    pub slot: Slot,
-    /// As what.
+    /// Where it lies, by which it has a disk of its own.
+    pub place: Place,
+    /// What the guest does.
     pub task: Task,
-    /// It is not the one that the node has committed to.
-    pub tried: bool,
+    /// What its release has to be blessed for.
+    pub launched: LaunchedAs,
 }
 
 impl Target {
     /// The release in a slot, as the node.
     pub(crate) fn of_slot(options: &Options, store: &Store, slot: Slot, tried: bool) -> Self {
-        Self { manifest: store.manifest(slot, &options.manifest), slot, task: Task::Run, tried }
+        Self {
+            manifest: store.manifest(slot, &options.manifest),
+            place: slot.into(),
+            task: Task::Run,
+            launched: if tried { LaunchedAs::Tried } else { LaunchedAs::Committed },
+        }
+    }
+
+    /// The recovery release.
+    pub(crate) fn of_recovery(store: &Store) -> Self {
+        let place = Place::Recovery;
+        let launched = LaunchedAs::Recovery;
+        Self { manifest: store.staged(place), place, task: Task::Recover, launched }
+    }
+
+    /// The same release, there to take over the key.
+    pub(crate) fn receiving(self) -> Self {
+        Self { task: Task::Receive, ..self }
     }
 }
 
@@ -184,16 +201,6 @@ pub struct Checked {
     pub expectations: Expectations,
 }
 
-/// Judges the machine.
-pub fn check_machine(
-    options: &Options,
-    node: &NodeDir,
-    progress: &dyn Fn(&str),
-) -> Result<hwspec::Report, CheckError> {
-    progress("checking this machine against the hardware specification");
-    crate::hardware::check(options, node)
-}
-
 /// Checks a release and all that its launch needs; blocks for as long as hashing and the KVM probe take. `progress` hears
 /// what is being done.
 pub fn check(
@@ -205,10 +212,10 @@ pub fn check(
 ) -> Result<Checked, CheckError> {
     let anchors = crate::attest::anchors(options.profile).ok_or(CheckError::Profile(options.profile))?;
     progress("verifying the manifest's signatures");
-    let root = options.root.load(options.profile)?;
+    let roots = Store::of(node).roots(&options.root, options.profile)?;
     let path = &target.manifest;
-    let manifest = bundle::manifest(path, &root, options.profile)?;
-    if let Some(why) = bundle::admit(&root, path, &manifest, node.path(), target.tried)? {
+    let manifest = bundle::manifest(path, &roots, options.profile)?;
+    if let Some(why) = bundle::admit(&roots, path, &manifest, node.path(), target.launched)? {
         progress(&format!("going on with the release that ran before: {why}"));
     }
     progress("checking the release's files and recomputing the launch measurement");
@@ -217,9 +224,9 @@ pub fn check(
     progress("preparing NVRAM and disk");
     let nvram = match target.task {
         Task::Run => Some(crate::nvram::provide(node, lock, options.nvram_bytes, options.power.is_some())?),
-        Task::Receive | Task::Give => None,
+        Task::Receive | Task::Give | Task::Recover => None,
     };
-    let disk = node.disk(lock, target.slot, options.disk_bytes)?;
+    let disk = node.disk(lock, target.place, options.disk_bytes)?;
     let config = ConfigText::new(&GuestConfig { task: target.task, ..virtual_guest() })?;
     let mut expectations = Expectations::of_guest([*release.measurement()], config.host_data(), anchors);
     expectations.policy.id_block = bundle::id_block_policy(release.manifest().manifest());

@@ -381,6 +381,7 @@ pub fn exit_code(error: &AgentError) -> u8 {
         CheckError::Release(error) => match error {
             R::Unreadable { .. }
             | R::Root { .. }
+            | R::NextRoot { .. }
             | R::DevelopmentRoot(_)
             | R::Manifest { .. }
             | R::Profile { .. }

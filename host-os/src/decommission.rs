@@ -5,7 +5,7 @@
 //! no guest and goes on erasing. What lies on a drive's spare blocks nobody can read back; the guest's key is worth nothing
 //! without this machine's processor, and the drive should be destroyed all the same.
 
-use crate::node::{NodeDir, write_atomically};
+use crate::node::{NodeDir, Place, write_atomically};
 use crate::nvram::device::{self, Nvdimm};
 use installer::linux::Device;
 use installer::record;
@@ -160,6 +160,8 @@ impl Node<'_> {
         let mut targets = vec![
             file("the guest's vault (disk of slot A)", self.dir.disk_path(Slot::A), HEAD),
             file("the guest's vault (disk of slot B)", self.dir.disk_path(Slot::B), HEAD),
+            file("the recovery guest's vault", self.dir.disk_path(Place::Recovery), HEAD),
+            file("the next recovery guest's vault", self.dir.disk_path(Place::NextRecovery), HEAD),
             file("the guest's NVRAM", self.dir.nvram_path(), HEAD),
         ];
         targets.extend(self.nvdimm.iter().map(|nvdimm| Target {
@@ -369,6 +371,8 @@ mod tests {
         let node = NodeDir::at(dir.path());
         fs::write(node.disk_path(Slot::A), vec![7; 3 << 20]).unwrap();
         fs::write(node.disk_path(Slot::B), vec![7; 2 << 20]).unwrap();
+        fs::write(node.disk_path(Place::Recovery), vec![7; 1 << 20]).unwrap();
+        fs::write(node.disk_path(Place::NextRecovery), vec![7; 1 << 20]).unwrap();
         fs::write(node.nvram_path(), vec![8; 1000]).unwrap();
         fs::create_dir(node.chip()).unwrap();
         fs::write(node.chip().join("key"), "secret").unwrap();
@@ -387,6 +391,8 @@ mod tests {
         for gone in [
             dir.disk_path(Slot::A),
             dir.disk_path(Slot::B),
+            dir.disk_path(Place::Recovery),
+            dir.disk_path(Place::NextRecovery),
             dir.nvram_path(),
             dir.chip().join("key"),
             dir.host_key(),

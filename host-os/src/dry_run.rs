@@ -7,6 +7,7 @@ use crate::config::{ConfigText, virtual_guest};
 use crate::launch::{Accel, Channels, Encryption, Identity, Launch, Measured, Platform, Serving, Wire};
 use crate::node::NodeDir;
 use crate::nvram::Nvram;
+use crate::upgrade::Store;
 use crate::{accel, platform};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use release::{FileName, Profile};
@@ -29,8 +30,8 @@ pub struct Plan {
 
 /// Checks the release and plans the launch.
 pub fn plan(options: &Options, node: &NodeDir) -> Result<Plan, CheckError> {
-    let root = options.root.load(options.profile)?;
-    let manifest = bundle::manifest(&options.manifest, &root, options.profile)?;
+    let roots = Store::of(node).roots(&options.root, options.profile)?;
+    let manifest = bundle::manifest(&options.manifest, &roots, options.profile)?;
     let files = ReleaseFiles::read(&options.manifest, manifest)?;
     let vcpu_type = options.vcpu_type.as_deref();
     // The release's own paths are what a reader knows; a launch names private copies.

@@ -1,7 +1,7 @@
 //! Does this machine fit the hardware specification of the node's profile?
 
 use crate::check::{CheckError, Options};
-use crate::node::NodeDir;
+use hwspec::probe::Probe;
 use hwspec::{Check, Report, Severity, Spec, Status};
 use release::Profile;
 
@@ -16,10 +16,10 @@ pub fn spec(profile: Profile) -> Result<Spec, CheckError> {
         .map_err(|error| CheckError::Specification { spec: name.into(), reason: error.to_string() })
 }
 
-/// Probes this machine and checks it. Failed checks that the operator named are logged and accepted.
-pub fn check(options: &Options, node: &NodeDir) -> Result<Report, CheckError> {
+/// Judges this machine. Failed checks that the operator named are logged and accepted.
+pub fn check(options: &Options, probe: &Probe) -> Result<Report, CheckError> {
     let spec = spec(options.profile)?;
-    let report = hwspec::check(&spec, &hwspec::probe::this_machine(node.path()));
+    let report = hwspec::check(&spec, probe);
     let mut refused = Vec::new();
     for check in report.checks.iter().filter(|check| check.status != Status::Pass) {
         if !is_refusal(check) {

@@ -118,15 +118,19 @@ pub async fn get_once<S>(stream: S, host: &str, path: &str, limit: usize) -> Res
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    send_once(stream, host, Method::GET, path, Vec::new(), limit).await
+    send_once(stream, host, Method::GET, path, JSON, Vec::new(), limit).await
 }
 
-/// One request over `stream`, with a body of JSON if there is one; the body of the answer 200, at most `limit` bytes.
+/// Content type of the bodies of most requests.
+pub(crate) const JSON: &str = "application/json";
+
+/// One request over `stream`, with a body of this content type if there is one; the body of the answer 200, at most `limit` bytes.
 pub(crate) async fn send_once<S>(
     stream: S,
     host: &str,
     method: Method,
     path: &str,
+    content_type: &str,
     body: Vec<u8>,
     limit: usize,
 ) -> Result<Bytes, GetError>
@@ -142,7 +146,7 @@ where
         .header(header::HOST, host)
         .header(header::CONNECTION, "close");
     if !body.is_empty() {
-        request = request.header(header::CONTENT_TYPE, "application/json");
+        request = request.header(header::CONTENT_TYPE, content_type);
     }
     let request = request.body(Full::new(Bytes::from(body)))?;
     let answer = sender.send_request(request).await?;

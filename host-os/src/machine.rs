@@ -71,6 +71,11 @@ pub enum State {
         /// Latest time of the next health message.
         until: Time,
     },
+    /// The recovery guest runs and says that it holds the key. There is no replica.
+    Recovery {
+        /// Latest time of the next health message.
+        until: Time,
+    },
     /// QEMU runs, but the guest is silent or says that its replica does not answer.
     Unhealthy {
         /// QEMU is killed then.
@@ -100,6 +105,7 @@ impl State {
             Self::Launching => "launching",
             Self::Booting { .. } => "booting",
             Self::Ready { .. } => "ready",
+            Self::Recovery { .. } => "recovery",
             Self::Unhealthy { .. } => "unhealthy",
             Self::Backoff { .. } => "backoff",
             Self::Stopping { .. } => "stopping",
@@ -109,11 +115,12 @@ impl State {
     }
 
     /// All names, for the metrics.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 10] = [
         "checking",
         "launching",
         "booting",
         "ready",
+        "recovery",
         "unhealthy",
         "backoff",
         "stopping",
@@ -126,6 +133,7 @@ impl State {
         match *self {
             Self::Booting { until }
             | Self::Ready { until }
+            | Self::Recovery { until }
             | Self::Unhealthy { until }
             | Self::Backoff { until }
             | Self::Stopping { until } => Some(until),
@@ -229,14 +237,17 @@ impl Machine {
             (S::Booting { .. } | S::Ready { .. } | S::Unhealthy { .. }, E::Health(Phase::Ready)) => {
                 (S::Ready { until: now + policy.health }, None)
             }
-            (S::Ready { .. }, E::Health(phase)) => {
+            (S::Booting { .. } | S::Recovery { .. } | S::Unhealthy { .. }, E::Health(Phase::Recovery)) => {
+                (S::Recovery { until: now + policy.health }, None)
+            }
+            (S::Ready { .. } | S::Recovery { .. }, E::Health(phase)) => {
                 (self.unhealthy(now, format!("the guest's replica does not answer (phase {phase:?})")), None)
             }
-            (S::Ready { .. }, E::Timer) => {
+            (S::Ready { .. } | S::Recovery { .. }, E::Timer) => {
                 let silence = policy.health.as_secs();
                 (self.unhealthy(now, format!("no health message from the guest for {silence} s")), None)
             }
-            (S::Booting { .. } | S::Ready { .. }, E::PortClosed(reason)) => {
+            (S::Booting { .. } | S::Ready { .. } | S::Recovery { .. }, E::PortClosed(reason)) => {
                 (self.unhealthy(now, reason), None)
             }
             (S::Booting { .. }, E::Timer) => {
@@ -249,9 +260,10 @@ impl Machine {
             (S::Unhealthy { .. }, E::Timer) => {
                 (S::Unhealthy { until: now + policy.kill }, Some(Effect::Kill))
             }
-            (S::Launching | S::Booting { .. } | S::Ready { .. } | S::Unhealthy { .. }, E::Exited(reason)) => {
-                (self.crashed(now, reason), None)
-            }
+            (
+                S::Launching | S::Booting { .. } | S::Ready { .. } | S::Recovery { .. } | S::Unhealthy { .. },
+                E::Exited(reason),
+            ) => (self.crashed(now, reason), None),
 
             (S::Backoff { .. }, E::Timer) => (S::Launching, Some(Effect::Launch)),
 
@@ -260,7 +272,10 @@ impl Machine {
                 self.crashes.clear();
                 (S::Launching, Some(Effect::Launch))
             }
-            (S::Booting { .. } | S::Ready { .. } | S::Unhealthy { .. }, E::RestartRequested(why)) => {
+            (
+                S::Booting { .. } | S::Ready { .. } | S::Recovery { .. } | S::Unhealthy { .. },
+                E::RestartRequested(why),
+            ) => {
                 self.crashes.clear();
                 self.note(now, why.into());
                 (S::Unhealthy { until: now + policy.power_off }, Some(Effect::PowerOff))
@@ -269,9 +284,10 @@ impl Machine {
             (S::Checking | S::Backoff { .. } | S::Failed, E::StopRequested) => (S::Stopped, None),
             // There is no guest to ask yet; its process is killed as soon as it exists.
             (S::Launching, E::StopRequested) => (S::Stopping { until: now + policy.power_off }, None),
-            (S::Booting { .. } | S::Ready { .. } | S::Unhealthy { .. }, E::StopRequested) => {
-                (S::Stopping { until: now + policy.power_off }, Some(Effect::PowerOff))
-            }
+            (
+                S::Booting { .. } | S::Ready { .. } | S::Recovery { .. } | S::Unhealthy { .. },
+                E::StopRequested,
+            ) => (S::Stopping { until: now + policy.power_off }, Some(Effect::PowerOff)),
             // Whoever asks twice does not want to wait.
             (S::Stopping { .. }, E::StopRequested | E::Timer | E::Launched) => {
                 (S::Stopping { until: now + policy.kill }, Some(Effect::Kill))
@@ -395,7 +411,10 @@ mod tests {
                     assert!(none, "{self:?}: a QEMU was forgotten");
                 }
                 State::Launching => assert_eq!(self.qemu, Qemu::Asked, "{self:?}"),
-                State::Booting { .. } | State::Ready { .. } | State::Unhealthy { .. } => {
+                State::Booting { .. }
+                | State::Ready { .. }
+                | State::Recovery { .. }
+                | State::Unhealthy { .. } => {
                     assert!(matches!(self.qemu, Qemu::Running | Qemu::Killed), "{self:?}");
                     assert!(self.machine.deadline().is_some(), "{self:?}: waits for ever");
                 }
@@ -417,9 +436,8 @@ mod tests {
                 Event::RestartRequested("because"),
                 Event::PortClosed(text()),
             ];
-            for phase in [Phase::Booting, Phase::Starting, Phase::Ready, Phase::Backoff, Phase::Stopping] {
-                events.push(Event::Health(phase));
-            }
+            use Phase::{Backoff, Booting, Ready, Recovery, Starting, Stopping};
+            events.extend([Booting, Starting, Ready, Recovery, Backoff, Stopping].map(Event::Health));
             if self.machine.state() == State::Checking {
                 events.extend([Event::CheckPassed, Event::CheckFailed(text())]);
             }
@@ -545,6 +563,23 @@ mod tests {
         assert_eq!(machine.restarts(), 1);
         let reasons: Vec<_> = machine.reasons().map(|(_, reason)| reason.as_str()).collect();
         assert_eq!(reasons, ["no health message from the guest for 20 s", "killed", "no memory"]);
+    }
+
+    #[test]
+    fn the_recovery_guest_is_watched_as_any_other_and_is_never_ready() {
+        let mut machine = Machine::new(Policy::default());
+        machine.step(Event::CheckPassed, s(0));
+        machine.step(Event::Launched, s(0));
+        machine.step(Event::Health(Phase::Opening), s(5));
+        machine.step(Event::Health(Phase::Recovery), s(10));
+        assert_eq!(machine.state(), State::Recovery { until: s(30) });
+        machine.step(Event::Health(Phase::Recovery), s(15));
+        assert_eq!(machine.step(Event::Timer, s(35)), None);
+        assert_eq!(machine.state(), State::Unhealthy { until: s(95) }, "it fell silent");
+        machine.step(Event::Health(Phase::Recovery), s(40));
+        machine.step(Event::Health(Phase::Ready), s(41));
+        assert_eq!(machine.state().name(), "unhealthy", "it is no replica");
+        assert_eq!(machine.step(Event::StopRequested, s(42)), Some(Effect::PowerOff));
     }
 
     #[test]

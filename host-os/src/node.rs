@@ -25,11 +25,35 @@ mod name {
     pub(super) const HOST_KEY: &str = "host-key.pem";
     pub(super) const DECOMMISSIONED: &str = "decommissioned.json";
 
-    pub(super) const fn disk(slot: super::Slot) -> &'static str {
-        match slot {
-            super::Slot::A => "disk.img",
-            super::Slot::B => "disk-b.img",
+    pub(super) const fn disk(place: super::Place) -> &'static str {
+        match place {
+            super::Place::Slot(super::Slot::A) => "disk.img",
+            super::Place::Slot(super::Slot::B) => "disk-b.img",
+            super::Place::Recovery => "disk-r.img",
+            super::Place::NextRecovery => "disk-r.new.img",
         }
+    }
+}
+
+/// Where a release of the guest lies, each with a disk of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// One of the two slots.
+    Slot(Slot),
+    /// The recovery release.
+    Recovery,
+    /// The recovery release that comes, until it has its key.
+    NextRecovery,
+}
+
+impl Place {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Slot(Slot::A), Self::Slot(Slot::B), Self::Recovery, Self::NextRecovery];
+}
+
+impl From<Slot> for Place {
+    fn from(slot: Slot) -> Self {
+        Self::Slot(slot)
     }
 }
 
@@ -168,9 +192,9 @@ impl NodeDir {
         self.0.join(name::NVRAM)
     }
 
-    /// Where the image of a slot's disk is or will be.
-    pub fn disk_path(&self, slot: Slot) -> PathBuf {
-        self.0.join(name::disk(slot))
+    /// Where the image of a release's disk is or will be.
+    pub fn disk_path(&self, place: impl Into<Place>) -> PathBuf {
+        self.0.join(name::disk(place.into()))
     }
 
     /// Makes the directory (mode 0700) and takes its lock.
@@ -211,9 +235,9 @@ impl NodeDir {
         self.image(name::NVRAM, bytes, reserve)
     }
 
-    /// The file of a slot's disk, made sparse when absent.
-    pub fn disk(&self, _: &NodeLock, slot: Slot, bytes: u64) -> Result<PathBuf, NodeDirError> {
-        self.image(name::disk(slot), bytes, File::set_len)
+    /// The file of a release's disk, made sparse when absent.
+    pub fn disk(&self, _: &NodeLock, place: impl Into<Place>, bytes: u64) -> Result<PathBuf, NodeDirError> {
+        self.image(name::disk(place.into()), bytes, File::set_len)
     }
 
     fn image(
@@ -247,7 +271,7 @@ impl NodeDir {
     pub fn wipe(&self, _: &NodeLock) -> Result<(), NodeDirError> {
         let mut names =
             vec![name::NVRAM.to_owned(), name::NVRAM_RECORD.into(), name::RECORD.into(), name::KVM.into()];
-        names.extend([Slot::A, Slot::B].map(|slot| name::disk(slot).to_owned()));
+        names.extend(Place::ALL.map(|place| name::disk(place).to_owned()));
         names.extend(crate::upgrade::Store::FILES.map(str::to_owned));
         for log in [name::CONSOLE, name::CANDIDATE, name::AGENT_LOG] {
             names.push(log.to_owned());
@@ -433,6 +457,8 @@ mod tests {
         let lock = node.lock().unwrap();
         node.nvram(&lock, 4096).unwrap();
         node.disk(&lock, Slot::B, 4096).unwrap();
+        node.disk(&lock, Place::Recovery, 4096).unwrap();
+        fs::create_dir(dir.path().join("slot-r")).unwrap();
         fs::create_dir(node.chip()).unwrap();
         fs::write(node.chip().join("key"), "k").unwrap();
         fs::write(node.console_log(), "c").unwrap();

@@ -66,7 +66,7 @@ pub fn page(status: &Status, history: &History, now_unix_s: u64) -> String {
 fn write(out: &mut String, status: &Status, history: &History, now: u64) -> fmt::Result {
     let class = match status.state.as_str() {
         "ready" if status.attested.is_some() => "state good",
-        "failed" | "unhealthy" | "backoff" | "stopped" => "state bad",
+        "failed" | "recovery" | "unhealthy" | "backoff" | "stopped" => "state bad",
         _ => "state",
     };
     write!(
@@ -123,6 +123,9 @@ fn identity(out: &mut String, status: &Status, now: u64) -> fmt::Result {
         rows.push(("Release", text));
         rows.push(("Manifest", release.digest.clone()));
         rows.push(("Expected measurement", release.measurement.clone()));
+    }
+    if !status.upgrade.no_keys.is_empty() {
+        rows.push(("Keys", format!("none are given: {}", status.upgrade.no_keys)));
     }
     if let Some(operator) = &status.operator {
         rows.push(("Operators' port", operator.address.clone()));

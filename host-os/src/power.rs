@@ -38,6 +38,8 @@ impl Action {
 pub(crate) enum Message {
     /// The agent answers its own health check.
     Beat,
+    /// The guest was launched, or the agent has found that it cannot be.
+    Launched,
     /// Somebody who may do so wants this.
     Ask(Action),
 }
@@ -47,6 +49,7 @@ impl Message {
     pub(crate) fn parse(byte: u8) -> Option<Self> {
         match byte {
             b'b' => Some(Self::Beat),
+            b'l' => Some(Self::Launched),
             b'r' => Some(Self::Ask(Action::Reboot)),
             b'o' => Some(Self::Ask(Action::PowerOff)),
             _ => None,
@@ -56,6 +59,7 @@ impl Message {
     fn byte(self) -> u8 {
         match self {
             Self::Beat => b'b',
+            Self::Launched => b'l',
             Self::Ask(Action::Reboot) => b'r',
             Self::Ask(Action::PowerOff) => b'o',
         }
@@ -89,6 +93,12 @@ impl Power {
     pub fn request(&self, action: Action, reason: &str) -> Result<(), PowerError> {
         tracing::warn!(reason, "the machine will {}", action.name());
         self.send(Message::Ask(action)).map_err(|source| PowerError { action, source })
+    }
+
+    /// Says that the machine has time for what need not be done first.
+    pub(crate) fn launched(&self) {
+        // PID 1 does not wait for it for ever.
+        let _ = self.send(Message::Launched);
     }
 
     fn send(&self, message: Message) -> io::Result<()> {
@@ -127,7 +137,8 @@ mod tests {
 
     #[test]
     fn messages_survive_the_line_and_nothing_else_is_one() {
-        let known = [Message::Beat, Message::Ask(Action::Reboot), Message::Ask(Action::PowerOff)];
+        let known =
+            [Message::Beat, Message::Launched, Message::Ask(Action::Reboot), Message::Ask(Action::PowerOff)];
         for byte in 0..=u8::MAX {
             assert_eq!(
                 Message::parse(byte).map(Message::byte),

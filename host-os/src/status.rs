@@ -25,7 +25,7 @@ pub struct Status {
     /// The node's name, if it was installed: its public key, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// State of the machine that watches the guest: "checking", "launching", "booting", "ready", "unhealthy",
+    /// State of the machine that watches the guest: "checking", "launching", "booting", "ready", "recovery", "unhealthy",
     /// "backoff", "stopping", "stopped", "failed".
     pub state: String,
     /// What is being done in this state, in words; may be empty.

@@ -1,9 +1,12 @@
 //! What a machine was found to have.
 
-pub use crate::linux::{nvme_wear, this_machine};
+pub use crate::linux::{QEMU_QUESTIONS, nvme_wear, qemu_answers, this_machine};
 use crate::seen::Seen;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+/// Where an image keeps what its own QEMU answered when the image was built: both are in a root that is verified.
+pub const IMAGE_QEMU: &str = "/usr/share/redoubt/qemu.json";
 
 /// Longest recorded probe that is read, in bytes.
 pub const MAX_PROBE: usize = 512 * 1024;

@@ -111,9 +111,8 @@ fn host_differences(host: &HostImages, uki: &[u8], root: &[u8], hash_tree: &[u8]
             found.push(format!("{what}: {release} -> {computed}"));
         }
     };
-    let tree = verity::Tree::new(root, host::root_salt());
-    let (root_hash, area) = tree.as_ref().map_or_else(
-        |error| (error.to_string(), "none".to_owned()),
+    let (root_hash, area) = verity::Tree::salted_as(root, hash_tree).map_or_else(
+        || ("none".to_owned(), "none".to_owned()),
         |tree| (hex::encode(tree.root), Digest::of(&tree.hash_area).to_string()),
     );
     compare("root hash of the host's root", host.verity_root_hash.to_string(), root_hash.clone());
@@ -377,7 +376,7 @@ mod tests {
     /// Gives the release in a folder a host with a small root.
     fn add_host(folder: &Path) -> HostImages {
         let root = [[1; 4096], [2; 4096]].concat();
-        let tree = verity::Tree::new(&root, host::root_salt()).unwrap();
+        let tree = verity::Tree::new(&root, [3; 32]).unwrap();
         let line = format!("quiet dm-mod.create=\"{}\"", tree.table("a", "b"));
         let kernel = pe::samples::stub();
         let sections = [(".cmdline", line.as_bytes()), (".linux", &kernel)];

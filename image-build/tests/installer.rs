@@ -316,7 +316,7 @@ fn a_machine_in_setup_mode_gets_keys_and_system_although_the_power_goes_meanwhil
     machine.ended();
 
     let mut machine = bench.start(From::Disk, true);
-    let console = machine.until(&["host-os: agent started", "cannot start"]);
+    let console = machine.until(&["root verified", "cannot start"]);
     for text in
         ["host-os: Secure Boot: on", "root verified", "started from slot a of nvme0n1", "file system made on"]
     {

@@ -67,7 +67,7 @@ pub fn unpack(from: impl Read) -> Result<Files, ArchiveError> {
         if bytes > MAX_BYTES || files.len() == MAX_FILES {
             return Err(ArchiveError::TooMuch);
         }
-        let mut content = Vec::new();
+        let mut content = Vec::with_capacity(usize::try_from(size).unwrap_or_default());
         entry.take(size).read_to_end(&mut content)?;
         if content.len() as u64 != size {
             return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());

@@ -5,6 +5,7 @@
 
 use crate::plan::{Plan, Step};
 use std::io;
+use std::time::{Duration, Instant};
 
 /// Bytes that are read and written at once.
 pub const CHUNK: usize = 1 << 20;
@@ -75,6 +76,16 @@ pub struct Outcome {
     pub written: u64,
     /// Bytes that were there already.
     pub kept: u64,
+    /// Time that went into reading: what was there before, and what was written.
+    pub reading: Duration,
+}
+
+/// Reads, and adds the time that it took.
+fn read(medium: &mut dyn Medium, at: u64, bytes: &mut [u8], took: &mut Duration) -> io::Result<()> {
+    let started = Instant::now();
+    let result = medium.read(at, bytes);
+    *took += started.elapsed();
+    result
 }
 
 /// Carries out a plan.
@@ -91,7 +102,7 @@ pub fn run(
         let mut changed = Vec::new();
         for (at, chunk) in chunks(step) {
             let found = &mut buffer[..chunk.len()];
-            medium.read(at, found).map_err(failed("reading", step, at))?;
+            read(medium, at, found, &mut outcome.reading).map_err(failed("reading", step, at))?;
             if found == chunk {
                 outcome.kept += chunk.len() as u64;
                 done += chunk.len() as u64;
@@ -106,7 +117,7 @@ pub fn run(
         medium.flush().map_err(failed("flushing", step, 0))?;
         for (at, chunk) in changed {
             let found = &mut buffer[..chunk.len()];
-            medium.read(at, found).map_err(failed("reading", step, at))?;
+            read(medium, at, found, &mut outcome.reading).map_err(failed("reading", step, at))?;
             if found != chunk {
                 return Err(RunError::NotKept { step: step.name, at });
             }

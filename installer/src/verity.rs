@@ -53,9 +53,14 @@ impl Tree {
     /// Root hash of this data with this hash area; `None` unless the one follows from the other and the salt in it.
     #[must_use]
     pub fn again(data: &[u8], hash_area: &[u8]) -> Option<[u8; 32]> {
+        Self::salted_as(data, hash_area).filter(|tree| tree.hash_area == hash_area).map(|tree| tree.root)
+    }
+
+    /// The tree of this data with the salt of another; `None` where there is no salt, or no tree of such data.
+    #[must_use]
+    pub fn salted_as(data: &[u8], hash_area: &[u8]) -> Option<Self> {
         let salt = hash_area.get(88..120)?.try_into().ok()?;
-        let tree = Self::new(data, salt).ok()?;
-        (tree.hash_area == hash_area).then_some(tree.root)
+        Self::new(data, salt).ok()
     }
 
     /// The target for the kernel's `dm-mod.create=`: these two devices become one that is verified. Damage found at any

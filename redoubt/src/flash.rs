@@ -93,6 +93,7 @@ pub(crate) fn run(args: &Flash, output: &Output) -> Result<Reply, Failure> {
     let json = json!({
         "target": path, "release": version, "unattended": unattended, "verified": true,
         "bytes_written": outcome.written, "bytes_kept": outcome.kept, "seconds": seconds,
+        "seconds_reading": outcome.reading.as_secs_f64(),
     });
     Ok(Reply::good(text, json))
 }

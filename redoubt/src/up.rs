@@ -78,11 +78,11 @@ pub(crate) fn run(args: Up, output: &Output) -> Result<Reply, Failure> {
     }
     let mut progress = Progress::new();
     progress.step("manifest");
-    // The verdict at the end is this command's own; it takes nothing of it from the agent.
+    // The verdict at the end is this command's own; it takes nothing of it from the agent but the roots that follow the given one.
     let manifest = match args.fresh {
         true => args.root.approve(&manifest_path)?,
         // Upgrades may have brought another one since.
-        false => args.root.approve(&Store::of(&node).runs(&manifest_path, node.is_running())?)?,
+        false => args.root.approve_of_node(&Store::of(&node), &manifest_path, node.is_running())?,
     };
     let expected = expectations(&manifest, trust_anchors(args.root.profile.profile())?)?;
 
@@ -101,6 +101,13 @@ pub(crate) fn run(args: Up, output: &Output) -> Result<Reply, Failure> {
         let ready = agent.bring_up(&args, &expected, &mut progress).await;
         let (record, status, attested) = match ready {
             Ok(ready) => ready,
+            // It goes on without this command, for its operators.
+            Err(failure) if failure.code == IN_RECOVERY && (args.detach || running) => return Err(failure),
+            Err(failure) if failure.code == IN_RECOVERY => {
+                eprintln!("{}", failure.message);
+                let Some(record) = agent.record() else { return Err(failure) };
+                return agent.follow(&record).await;
+            }
             Err(failure) => return Err(agent.give_up(failure)),
         };
         let reply = summary(&args, &agent, &manifest, &status, &attested, running, progress.finish());
@@ -173,7 +180,7 @@ impl Agent {
     ) -> Result<(AgentRecord, Status, Attested), Failure> {
         let limit = Duration::from_secs(args.timeout);
         let end = Instant::now() + limit;
-        let mut told = 0;
+        let (mut told, mut given_up) = (0, None);
         progress.step("agent");
         let (record, status) = loop {
             if let Some(failure) = self.ended()? {
@@ -204,9 +211,12 @@ impl Agent {
                     );
                     return Err(Failure::new("guest-does-not-start", message));
                 }
+                let over = is_over(&status, &mut given_up);
                 match status.state.as_str() {
                     "ready" => break (record, status),
-                    "failed" | "stopping" | "stopped" => return Err(failed(&status)),
+                    "stopping" | "stopped" => return Err(failed(&status)),
+                    "failed" if over => return Err(failed(&status)),
+                    "recovery" => return Err(in_recovery(&status)),
                     "checking" if !status.step.is_empty() => progress.step(&status.step),
                     "booting" | "launching" => progress.step(&booting(&status)),
                     state => progress.step(state),
@@ -281,7 +291,7 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate()).map_err(signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(signals)?;
         eprintln!("\nCtrl-C stops the node.");
-        let mut told = 0;
+        let (mut told, mut given_up) = (0, None);
         loop {
             tokio::select! {
                 _ = terminate.recv() => break,
@@ -296,7 +306,7 @@ impl Agent {
                     eprintln!("after {} s: {}", reason.at_s, reason.reason);
                 }
                 told = status.reasons.len();
-                if status.state == "failed" {
+                if is_over(&status, &mut given_up) {
                     return Err(self.give_up(failed(&status)));
                 }
             }
@@ -319,6 +329,31 @@ pub(crate) async fn evidence(address: SocketAddr, expected: &Expectations) -> Re
         }
     }
     fetch_and_verify(address, expected).await.map_err(refused)
+}
+
+/// For the agent to start the recovery release in place of a guest that it has given up.
+const TO_RECOVERY: Duration = Duration::from_secs(60);
+
+/// Whether the guest is given up, and no recovery release takes its place; `since` is kept between two calls.
+fn is_over(status: &Status, since: &mut Option<Instant>) -> bool {
+    if status.state != "failed" {
+        *since = None;
+        return false;
+    }
+    let since = since.get_or_insert_with(Instant::now);
+    status.upgrade.recovery.is_empty() || since.elapsed() > TO_RECOVERY
+}
+
+/// Code of a node that nothing but its recovery release is left of.
+const IN_RECOVERY: &str = "node-in-recovery";
+
+fn in_recovery(status: &Status) -> Failure {
+    let message = format!(
+        "the node is in recovery, because neither slot could be started: {}; its operators see it by `redoubt support`, and bring \
+         a release by `redoubt upgrade`, both with --node, --node-key and --key",
+        status.upgrade.reason
+    );
+    Failure::new(IN_RECOVERY, message)
 }
 
 fn booting(status: &Status) -> String {

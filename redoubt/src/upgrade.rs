@@ -23,6 +23,9 @@ A machine of its own takes the release's host first: it writes it into the other
 secret to it, and has the firmware start it once. If its guest is well for the same time, the machine starts it always, and the
 guest follows; otherwise the machine comes back on the old host, and no guest is touched. --wait bears with the restarts.
 
+A node whose state is `recovery` has nothing else left to start: its recovery release hands the key to the release that this
+command brings, which has to be ordered with an operator's key.
+
 Exit codes: 0 asked for, or with --wait committed; 1 refused or failed; 2 the command line was wrong";
 
 /// Bring a node a new release, or show how that goes
@@ -113,7 +116,7 @@ fn start(args: &Start) -> Result<Reply, Failure> {
         mirrors: args.mirror.clone(),
         bytes_per_second: args.bytes_per_second,
     };
-    let order = Order { source, not_before: args.not_before };
+    let order = Order { source, not_before: args.not_before, operator: None };
     let body = serde_json::to_vec(&order).map_err(|error| Failure::of("upgrade-order-malformed", &error))?;
     if args.whose.remote.post("/v1/upgrade", body)?.is_none() {
         Store::of(&args.whose.node.node()?).ask(&order)?;
@@ -169,6 +172,7 @@ fn describe(status: &UpgradeStatus) -> String {
     };
     line("step", &status.step);
     line("slot", &status.active);
+    line("recovery", &status.recovery);
     line("incoming", &status.incoming);
     let (have, all) = status.fetched;
     if all > 0 {
@@ -181,6 +185,7 @@ fn describe(status: &UpgradeStatus) -> String {
         );
         line("its release", &host.release);
     }
+    line("no keys", &status.no_keys);
     line("given up", &status.reason);
     line("code", &status.code);
     line("audit", &format!("{} entries, the last {}", status.audit_entries, status.audit_digest));

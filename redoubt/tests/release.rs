@@ -203,9 +203,7 @@ fn roots_are_rotated_by_old_and_new() {
     assert_eq!(alice.as_array().unwrap().len(), 3);
     let public = std::fs::read_to_string(desk.path("alice.pub")).unwrap();
     let keyid = release::key_id(&release::public_key_from_pem(&public).unwrap());
-    let rotate = format!(
-        "rotate-root root.json --add dave.pub --remove {keyid} --expires 2099-06-01 --out 2.root.json"
-    );
+    let rotate = format!("rotate-root root.json --add dave.pub --remove {keyid} --expires 2099-06-01");
     assert_eq!(desk.good(&rotate)["version"], 2);
     let verify = format!("{VERIFY} --next-root 2.root.json");
     desk.good("sign 2.root.json --key dave.pem");

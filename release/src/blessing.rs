@@ -11,15 +11,26 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 /// What a blessed release is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Purpose {
     /// Runs nodes.
+    #[default]
     Node,
-    /// Is started when both slots fail.
+    /// Is started when both slots fail: it holds the key for a release that is brought then, and is never the node.
     Recovery,
+}
+
+impl fmt::Display for Purpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Node => "a node",
+            Self::Recovery => "a recovery release",
+        })
+    }
 }
 
 /// What must not be believed any more.
@@ -195,6 +206,18 @@ pub enum Refusal {
         /// Digest of its manifest.
         release: Digest,
     },
+    /// It was said that it may run as something else.
+    #[error(
+        "the release {release} is blessed as {blessed}, not as {asked}; use one that the blessing names as that"
+    )]
+    OtherPurpose {
+        /// Digest of its manifest.
+        release: Digest,
+        /// What it may run as.
+        blessed: Purpose,
+        /// What it was to run as.
+        asked: Purpose,
+    },
     /// It was said that it must not run.
     #[error("the release {release} is revoked; use one that the blessing names")]
     Revoked {
@@ -209,6 +232,19 @@ pub enum Refusal {
     KeyRevoked {
         /// The key.
         keyid: KeyId,
+        /// Signatures that count.
+        valid: usize,
+        /// Threshold of the release role.
+        needed: usize,
+    },
+    /// Its keys were replaced since.
+    #[error(
+        "the release {release} has {valid} signatures by release keys of the present root, which asks for {needed}; have holders \
+         of its keys sign it"
+    )]
+    KeysReplaced {
+        /// Digest of its manifest.
+        release: Digest,
         /// Signatures that count.
         valid: usize,
         /// Threshold of the release role.
@@ -237,8 +273,10 @@ impl Refusal {
             Self::BlessingEquivocates { .. } => "blessing-equivocates",
             Self::BlessingProfile { .. } => "blessing-profile",
             Self::NotBlessed { .. } => "release-not-blessed",
+            Self::OtherPurpose { .. } => "release-other-purpose",
             Self::Revoked { .. } => "release-revoked",
             Self::KeyRevoked { .. } => "release-key-revoked",
+            Self::KeysReplaced { .. } => "release-keys-replaced",
             Self::BelowEpoch { .. } => "release-below-epoch",
         }
     }
@@ -257,9 +295,9 @@ pub struct Standing<'a> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Launch {
     /// It is blessed now.
-    Blessed(Purpose),
-    /// Root or blessing expired; this node has committed to this very release before, so it goes on with it. It hands out
-    /// no keys and says why.
+    Blessed,
+    /// Root or blessing expired, or the keys that signed the release were replaced; this node has committed to this very release
+    /// before, so it goes on with it, or nothing but the recovery release is left. It hands out no keys and says why.
     Stale(Refusal),
 }
 
@@ -322,8 +360,13 @@ impl Standing<'_> {
         self.stale.as_ref()
     }
 
-    /// Decides whether a release may be launched.
-    pub fn may_launch(&self, release: &ApprovedManifest) -> Result<Launch, Refusal> {
+    /// What a release is blessed for, if it is named.
+    pub fn purpose(&self, release: Digest) -> Option<Purpose> {
+        self.blessing.releases.get(&release).copied()
+    }
+
+    /// Decides whether a release may be launched for a purpose.
+    pub fn may_launch(&self, release: &ApprovedManifest, asked: Purpose) -> Result<Launch, Refusal> {
         let blessing = &self.blessing;
         let manifest = release.manifest();
         let (expected, found) = (manifest.profile, blessing.profile);
@@ -344,26 +387,30 @@ impl Standing<'_> {
         let role = self.root.role(RoleName::Release);
         let valid = good.iter().filter(|keyid| role.keyids.contains(keyid)).count();
         let needed = role.threshold_count();
-        if valid < needed {
-            return Err(match revoked.first() {
-                Some(&keyid) => Refusal::KeyRevoked { keyid, valid, needed },
-                None => Refusal::NotBlessed { release: digest },
-            });
+        if let Some(&keyid) = revoked.first().filter(|_| valid < needed) {
+            return Err(Refusal::KeyRevoked { keyid, valid, needed });
         }
-        let Some(&purpose) = blessing.releases.get(&digest) else {
-            return Err(Refusal::NotBlessed { release: digest });
-        };
-        match &self.stale {
-            None => Ok(Launch::Blessed(purpose)),
-            Some(stale) if self.seen.release == Some(digest) => Ok(Launch::Stale(stale.clone())),
-            Some(stale) => Err(stale.clone()),
+        let replaced = (valid < needed).then_some(Refusal::KeysReplaced { release: digest, valid, needed });
+        match self.purpose(digest) {
+            None => return Err(Refusal::NotBlessed { release: digest }),
+            Some(blessed) if blessed != asked => {
+                return Err(Refusal::OtherPurpose { release: digest, blessed, asked });
+            }
+            Some(_) => {}
+        }
+        // It is the last that is left, and can give its key only to what a fresh statement names.
+        let goes_on = asked == Purpose::Recovery || self.seen.release == Some(digest);
+        match replaced.or_else(|| self.stale.clone()) {
+            None => Ok(Launch::Blessed),
+            Some(stale) if goes_on => Ok(Launch::Stale(stale)),
+            Some(stale) => Err(stale),
         }
     }
 
-    /// Decides whether a release may be handed keys: everything that a launch asks for, and nothing expired.
-    pub fn may_have_keys(&self, release: &ApprovedManifest) -> Result<Purpose, Refusal> {
-        match self.may_launch(release)? {
-            Launch::Blessed(purpose) => Ok(purpose),
+    /// Decides whether a release may be handed keys for a purpose: everything that a launch asks for, and nothing expired.
+    pub fn may_have_keys(&self, release: &ApprovedManifest, asked: Purpose) -> Result<(), Refusal> {
+        match self.may_launch(release, asked)? {
+            Launch::Blessed => Ok(()),
             Launch::Stale(stale) => Err(stale),
         }
     }

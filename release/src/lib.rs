@@ -84,6 +84,7 @@ mod envelope;
 mod id_block;
 mod manifest;
 mod root;
+mod roots;
 mod seen;
 
 pub use blessing::{Authority, Blessing, Purpose, Refusal, Revoked, Standing};
@@ -104,6 +105,7 @@ pub use root::{
     RootExpired, RootUpdateError, key_id, public_key_from_pem, public_key_to_pem, signing_key_from_pem,
     signing_key_to_pem,
 };
+pub use roots::{Roots, root_file};
 pub use seen::{Seen, SeenError};
 
 /// Name of the blessing in a release's directory.

@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 use release::{
     ApprovedManifest, Authority, Blessing, Digest, Document, Envelope, Manifest, ManifestError, Profile,
-    Purpose, Refusal, Revoked, Root, RootContent, RootUpdateError, Seen, Signed, SigningKey,
+    Purpose, Refusal, Revoked, Root, RootContent, RootUpdateError, Roots, Seen, Signed, SigningKey,
     blessing::{InvalidBlessing, Launch, StatementError, accept},
     development, key_id, sign, verify,
 };
@@ -65,14 +65,14 @@ fn launch(change: impl FnOnce(&mut Blessing), seen: &Seen, now: u64) -> Result<L
     let mut blessing = blessing();
     change(&mut blessing);
     let root = root();
-    accept(&root, &root, &by_two(blessing), seen, now)?.may_launch(&release())
+    accept(&root, &root, &by_two(blessing), seen, now)?.may_launch(&release(), Purpose::Node)
 }
 
-fn keys_for(change: impl FnOnce(&mut Blessing), seen: &Seen, now: u64) -> Result<Purpose, Refusal> {
+fn keys_for(change: impl FnOnce(&mut Blessing), seen: &Seen, now: u64) -> Result<(), Refusal> {
     let mut blessing = blessing();
     change(&mut blessing);
     let root = root();
-    accept(&root, &root, &by_two(blessing), seen, now)?.may_have_keys(&release())
+    accept(&root, &root, &by_two(blessing), seen, now)?.may_have_keys(&release(), Purpose::Node)
 }
 
 /// The root that follows the development root, changed.
@@ -94,6 +94,19 @@ fn strangers() -> [SigningKey; 2] {
 fn of_strangers(content: &mut RootContent) {
     *content =
         RootContent::of_keys(2, content.expires, 2, strangers().each_ref().map(SigningKey::verifying_key));
+}
+
+/// The root, followed by one with other keys for everything.
+fn replaced() -> Roots {
+    let ([a, b], [one, two, _]) = (&strangers(), &keys());
+    let mut roots = Roots::from(root());
+    roots.follow(&next_root(of_strangers, &[a, b, one, two])).unwrap();
+    roots
+}
+
+/// The blessing by these.
+fn by_strangers() -> Vec<u8> {
+    signed(blessing(), &strangers().each_ref())
 }
 
 /// The eleven defects of any signed document: what is wrong with it, and the end of the code.
@@ -184,6 +197,10 @@ fn refusals() -> Vec<(String, &'static str)> {
             "release-not-blessed",
             refused(launch(|b| b.releases = [(other, Purpose::Node)].into(), &seen, NOW)),
         ),
+        (
+            "release-other-purpose",
+            refused(launch(|b| b.releases = [(digest, Purpose::Recovery)].into(), &seen, NOW)),
+        ),
         ("release-revoked", {
             refused(launch(
                 |b| {
@@ -203,6 +220,11 @@ fn refusals() -> Vec<(String, &'static str)> {
                 &seen,
                 NOW,
             ))
+        }),
+        ("release-keys-replaced", {
+            let roots = replaced();
+            let standing = accept(roots.present(), roots.present(), &by_strangers(), &epoch(4), NOW).unwrap();
+            refused(standing.may_launch(&roots.verify(&by_two(manifest())).unwrap(), Purpose::Node))
         }),
         ("seen-unreadable", Seen::from_bytes(b"{}").unwrap_err().code()),
     ]
@@ -242,8 +264,8 @@ fn the_guide_lists_exactly_these_codes() {
 
 #[test]
 fn the_good_case_is_good() {
-    assert_eq!(launch(|_| (), &Seen::default(), NOW), Ok(Launch::Blessed(Purpose::Node)));
-    assert_eq!(keys_for(|_| (), &Seen::default(), NOW), Ok(Purpose::Node));
+    assert_eq!(launch(|_| (), &Seen::default(), NOW), Ok(Launch::Blessed));
+    assert_eq!(keys_for(|_| (), &Seen::default(), NOW), Ok(()));
     let [one, two, three] = &keys();
     let next = root().update(&next_root(|_| (), &[one, two])).unwrap();
     assert_eq!(next.version(), 2);
@@ -279,12 +301,67 @@ fn after_expiry_a_node_keeps_running_and_hands_out_no_keys() {
     );
 }
 
+/// What a release is stays true when keys are replaced; that it may run, nobody has said any more.
+#[test]
+fn roots_are_followed_and_the_earlier_ones_only_say_what_releases_are() {
+    let [one, two, _] = &keys();
+    let mut roots = replaced();
+    assert_eq!((roots.present().version(), roots.earlier().map(Root::version).collect()), (2, vec![1]));
+    let refused = roots.follow(&next_root(|_| (), &[one, two])).unwrap_err();
+    assert_eq!((refused.code(), roots.present().version()), ("root-not-by-predecessor", 2));
+    let old = roots.verify(&by_two(manifest())).unwrap();
+    assert_eq!(roots.verify(&signed(manifest(), &strangers().each_ref())).unwrap().digest(), old.digest());
+    assert_eq!(roots.verify(&signed(manifest(), &[one])).unwrap_err().code(), "manifest-unknown-key");
+    // What was seen under the old keys counts no more, but for what only rises.
+    let seen = Seen { root_version: 1, blessing_version: 9, security_epoch: 4, ..Seen::default() };
+    let after = Seen { root_version: 2, blessing_version: 0, ..seen };
+    assert_eq!((roots.seen(seen), roots.seen(after)), (after, after));
+    // The one that a node has committed to goes on, without keys.
+    let standing = |seen: Seen| {
+        let standing = accept(roots.present(), roots.present(), &by_strangers(), &seen, NOW).unwrap();
+        let launch = standing.may_launch(&old, Purpose::Node).map_err(|refusal| refusal.code());
+        (launch, standing.may_have_keys(&old, Purpose::Node).map_err(|refusal| refusal.code()))
+    };
+    let keys_replaced = "release-keys-replaced";
+    assert_eq!(standing(after), (Err(keys_replaced), Err(keys_replaced)));
+    let (launch, keys) = standing(after.after_commit(old.digest(), 4));
+    assert!(
+        matches!(launch, Ok(Launch::Stale(Refusal::KeysReplaced { valid: 0, needed: 2, .. }))),
+        "{launch:?}"
+    );
+    assert_eq!(keys, Err(keys_replaced));
+}
+
+/// A release for recovery is no node and a node no recovery release; after expiry recovery still starts, and gets no key.
+#[test]
+fn each_purpose_is_one_of_its_own() {
+    let root = root();
+    let code = |blessed, asked, now| {
+        let statement = by_two(Blessing { releases: [(release().digest(), blessed)].into(), ..blessing() });
+        let standing = accept(&root, &root, &statement, &Seen::default(), now).unwrap();
+        let launch = match standing.may_launch(&release(), asked) {
+            Ok(Launch::Blessed) => "blessed",
+            Ok(Launch::Stale(_)) => "stale",
+            Err(refusal) => refusal.code(),
+        };
+        (launch, standing.may_have_keys(&release(), asked).map_err(|refusal| refusal.code()))
+    };
+    use Purpose::{Node, Recovery};
+    let refused = ("release-other-purpose", Err("release-other-purpose"));
+    assert_eq!(code(Recovery, Recovery, NOW), ("blessed", Ok(())));
+    assert_eq!(code(Recovery, Node, NOW), refused);
+    assert_eq!(code(Node, Recovery, NOW), refused);
+    assert_eq!(code(Node, Recovery, NOW + 10), refused);
+    assert_eq!(code(Recovery, Recovery, NOW + 10), ("stale", Err("blessing-expired")));
+    assert_eq!(code(Node, Node, NOW + 10), ("blessing-expired", Err("blessing-expired")));
+}
+
 #[test]
 fn a_registry_can_take_the_place_of_the_keys() {
     let root = root();
     let statement = [&b"certified:"[..], &signed(blessing(), &[])].concat();
     let standing = accept(&root, &Registry, &statement, &Seen::default(), NOW).unwrap();
-    assert_eq!(standing.may_have_keys(&release()), Ok(Purpose::Node));
+    assert_eq!(standing.may_have_keys(&release(), Purpose::Node), Ok(()));
     // It does not stand in for the release keys.
     let unsigned = verify(&signed(manifest(), &[]), &root).unwrap_err();
     assert_eq!(unsigned.code(), "manifest-threshold-not-met");

@@ -248,7 +248,7 @@ impl Both {
             self.seen = Seen { blessing: None, ..*standing.seen() };
         }
         let accepted = verify(&manifest.to_bytes(), &self.root)
-            .is_ok_and(|release| standing.may_have_keys(&release).is_ok());
+            .is_ok_and(|release| standing.may_have_keys(&release, Purpose::Node).is_ok());
         (accepted, theirs)
     }
 }

@@ -43,7 +43,7 @@ fn arrows_go_one_way() -> Result<()> {
         ("replica", &["execution", "heap"]),
         ("simulated-psp", &["attestation", "host-guest"]),
         ("installer", &["hwspec", "release"]),
-        ("image-build", &["attestation", "installer", "measured-boot", "release"]),
+        ("image-build", &["attestation", "hwspec", "installer", "measured-boot", "release"]),
         ("guest-os", &["attestation", "host-guest", "release", "simulated-psp", "upgrade"]),
         (
             "host-os",

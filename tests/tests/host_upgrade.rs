@@ -23,8 +23,13 @@ const FLASHED: Duration = Duration::from_secs(15 * 60);
 const STARTED: Duration = Duration::from_secs(8 * 60);
 
 /// The files of the release under test that a node fetches, under another guest's command line and another host's root hash.
-/// `change` may change the host's command line too, but not its length.
-fn another(setup: &Setup, salt: u8, change: impl Fn(String) -> String) -> Result<TempDir> {
+/// `change` may change the host's command line too, but not its length, and `spoil` its root.
+fn another(
+    setup: &Setup,
+    salt: u8,
+    change: impl Fn(String) -> String,
+    spoil: impl Fn(&mut [u8]) -> Result<()>,
+) -> Result<TempDir> {
     let copy = TempDir::new()?;
     let dir = copy.path();
     let manifest = fs::read(setup.release.join("manifest.json"))?;
@@ -35,7 +40,11 @@ fn another(setup: &Setup, salt: u8, change: impl Fn(String) -> String) -> Result
     }
     with_command_line(dir, &format!("redoubt.watchdog={salt}"))?;
     let mut host = manifest.host.context("no host")?;
-    let (root, old) = (fs::read(dir.join(&host.root.path))?, fs::read(dir.join(&host.root_hash_tree.path))?);
+    let old = fs::read(dir.join(&host.root_hash_tree.path))?;
+    let mut root = fs::read(dir.join(&host.root.path))?;
+    spoil(&mut root)?;
+    fs::write(dir.join(&host.root.path), &root)?;
+    host.root = File::describe(host.root.path, &root);
     let tree = Tree::new(&root, [salt; 32])?;
     let mut uki = fs::read(dir.join(&host.uki.path))?;
     let line = pe::section(&uki, ".cmdline").context("no command line")?.to_vec();
@@ -100,11 +109,26 @@ fn a_machine_takes_a_good_release_and_comes_back_from_a_host_that_does_not_start
     let Some(mut setup) = Setup::find() else { return Ok(()) };
     let folder = TempDir::new()?;
     let place = folder.path().join("machine");
-    let good = another(&setup, 61, |line| line)?;
+    let sound = |_: &mut [u8]| Ok(());
+    let good = another(&setup, 61, |line| line, sound)?;
     // Its kernel finds no root, panics, and the firmware starts the machine again.
-    let bad = another(&setup, 62, |line| line.replace("rootfstype=erofs", "rootfstype=er0fs"))?;
-    bless(3, &[bad.path(), good.path()])?;
-    fs::copy(bad.path().join(release::BLESSING_FILE), good.path().join(release::BLESSING_FILE))?;
+    let bad = another(&setup, 62, |line| line.replace("rootfstype=erofs", "rootfstype=er0fs"), sound)?;
+    // It runs, and without this file, which is called otherwise, the firmware of the guest starts no kernel.
+    let sick = another(
+        &setup,
+        63,
+        |line| line,
+        |root| {
+            let name = b"linuxboot_dma.bin";
+            let at = memchr::memmem::find(root, name).context("no name of a file that QEMU needs")?;
+            root[at..at + name.len()].copy_from_slice(b"linuxboot_dmb.bin");
+            Ok(())
+        },
+    )?;
+    bless(3, &[bad.path(), sick.path(), good.path()])?;
+    for release in [&sick, &good] {
+        fs::copy(bad.path().join(release::BLESSING_FILE), release.path().join(release::BLESSING_FILE))?;
+    }
     let first = Setup::find().context("no set-up")?;
     let machine = Machine::start(&first, &place, FLASHED)?;
 
@@ -129,6 +153,14 @@ fn a_machine_takes_a_good_release_and_comes_back_from_a_host_that_does_not_start
         "{said:#}"
     );
     ensure!(said["reason"].as_str().is_some_and(|why| why.contains("came back")), "{said:#}");
+
+    let said = upgrade(&machine, sick.path(), &[])?;
+    ensure!(said["code"] == "host-unhealthy" && said["host"]["phase"] == "failed", "{said:#}");
+    ensure!(said["reason"].as_str().is_some_and(|why| why.contains("linuxboot_dma.bin")), "{said:#}");
+    ensure!(
+        said["host"]["active"] == "a" && said["host"]["running"] == "a" && said["phase"] != "failed",
+        "{said:#}"
+    );
 
     let said = upgrade(&machine, good.path(), &[])?;
     ensure!(said["code"] == "" && said["phase"] == "idle", "{said:#}");

@@ -5,7 +5,7 @@
 //! |---|---|---|---|
 //! | 1 | new | nonce and X25519 key | |
 //! | 2 | old | nonce, X25519 key, evidence over the new guest's nonce and both keys | the old guest is one, runs now, and made this key |
-//! | 3 | new | evidence over the old guest's nonce and both keys; roots, manifest, blessing | the same of the new guest |
+//! | 3 | new | evidence over the old guest's nonce and both keys; roots, manifest, blessing, purpose | the same of the new guest |
 //! | 4 | old | what is handed over, sealed with a key from both X25519 keys and the three messages before | |
 //!
 //! A message is text (JSON), and what is hashed is the text as it came. The sealing key is HKDF-SHA256 over the agreed
@@ -20,7 +20,10 @@
 
 use crate::hand_over::{Channel, Facts, Grant, HandOverError, accept_giver, decide};
 use attestation::{Evidence, EvidenceKind, TrustAnchors, authenticate, binding::Role};
-use release::{ApprovedManifest, ManifestError, Root, RootContent, RootUpdateError, Seen, Signed, blessing};
+use release::{
+    ApprovedManifest, ManifestError, Purpose, Root, RootContent, RootUpdateError, Roots, Seen, Signed,
+    blessing,
+};
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use ring::agreement::{EphemeralPrivateKey, UnparsedPublicKey, X25519, agree_ephemeral};
 use ring::rand::{SecureRandom, SystemRandom};
@@ -47,6 +50,13 @@ pub struct Documents {
     pub manifest: String,
     /// The blessing that names it.
     pub blessing: String,
+    /// What the new guest wants the key for; what is handed over says so too, so that nobody uses it for anything else.
+    #[serde(default, skip_serializing_if = "is_node")]
+    pub purpose: Purpose,
+}
+
+fn is_node(purpose: &Purpose) -> bool {
+    *purpose == Purpose::Node
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -147,34 +157,25 @@ impl Judge<'_> {
     }
 
     /// The root in the image and those that follow it. Earlier ones are for a guest with an older image.
-    fn roots(&self, roots: &[String]) -> Result<Vec<Root>, ExchangeError> {
+    fn roots(&self, roots: &[String]) -> Result<Roots, ExchangeError> {
         if roots.len() > MAX_ROOTS {
             return Err(ExchangeError::Message(format!("it has more than {MAX_ROOTS} roots")));
         }
-        let mut chain = vec![self.root.clone()];
+        let mut chain = Roots::from(self.root.clone());
         for (index, root) in roots.iter().enumerate() {
             let refused = |error| ExchangeError::Roots(index + 1, Box::new(error));
             let read = Signed::<RootContent>::from_bytes(root.as_bytes());
             if read.map_err(|error| refused(error.into()))?.content().version <= self.root.version() {
                 continue;
             }
-            let next = chain.last().unwrap_or(self.root).update(root.as_bytes()).map_err(refused)?;
-            chain.push(next);
+            chain.follow(root.as_bytes()).map_err(refused)?;
         }
         Ok(chain)
     }
 }
 
-/// The manifest, approved under any of the roots: whether its keys still count is for the blessing to say.
-fn approve(manifest: &str, roots: &[Root], whose: &'static str) -> Result<ApprovedManifest, ExchangeError> {
-    let mut refused = None;
-    for root in roots.iter().rev() {
-        match release::verify(manifest.as_bytes(), root) {
-            Ok(approved) => return Ok(approved),
-            Err(error) => refused = refused.or(Some(error)),
-        }
-    }
-    Err(refused.map_or(ExchangeError::Cryptography, |error| ExchangeError::Manifest(whose, Box::new(error))))
+fn approve(manifest: &str, roots: &Roots, whose: &'static str) -> Result<ApprovedManifest, ExchangeError> {
+    roots.verify(manifest.as_bytes()).map_err(|error| ExchangeError::Manifest(whose, Box::new(error)))
 }
 
 /// A key and a nonce for one hand-over.
@@ -337,34 +338,30 @@ impl Giver {
         Ok((giver, challenge))
     }
 
-    /// Judges the third message and seals `payload` for the one who sent it. `seen` is what this node has seen, `now` what
-    /// the clock says, in seconds since 1970.
+    /// Judges the third message and seals `payload`, made of what is seen and granted then, for the one who sent it. `seen` is
+    /// what this node has seen so far, `now` what the clock says, in seconds since 1970.
     pub fn give(
         self,
         request: &str,
         judge: Judge<'_>,
         seen: Seen,
         now: u64,
-        payload: &dyn Fn(&Seen) -> Zeroizing<Vec<u8>>,
+        payload: &dyn Fn(&Seen, Purpose) -> Zeroizing<Vec<u8>>,
     ) -> Result<Given, ExchangeError> {
         let Message::Request { evidence, documents } = read(request)? else { return unexpected() };
         let peer = judge.facts(&evidence)?;
         let roots = judge.roots(&documents.roots)?;
-        let root = roots.last().unwrap_or(judge.root);
-        let seen = roots.windows(2).filter_map(|pair| pair.first().zip(pair.get(1))).fold(
-            seen.anchored(u64::from(judge.own.guest_svn)),
-            |seen, (old, new)| {
-                if new.version() > seen.root_version { seen.after_root(old, new) } else { seen }
-            },
-        );
+        let root = roots.present();
+        let seen = roots.seen(seen.anchored(u64::from(judge.own.guest_svn)));
         let release = approve(&documents.manifest, &roots, "new")?;
         let standing = blessing::accept(root, root, documents.blessing.as_bytes(), &seen, now)
             .map_err(|refusal| HandOverError::Release(Box::new(refusal)))?;
         let channel = Channel { old: &self.ephemeral.public, new: &self.peer };
-        let grant = decide(judge.own, &peer, channel, self.ephemeral.nonce, &release, &standing)?;
+        let (nonce, asked) = (self.ephemeral.nonce, documents.purpose);
+        let grant = decide(judge.own, &peer, channel, nonce, &release, &standing, asked)?;
         let seen = *standing.seen();
         let key = self.ephemeral.agree(self.peer, &[&self.hello, &self.challenge, request])?;
-        let mut sealed = payload(&seen);
+        let mut sealed = payload(&seen, grant.purpose);
         if sealed.len() > MAX_PAYLOAD {
             return Err(ExchangeError::Cryptography);
         }

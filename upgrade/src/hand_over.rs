@@ -187,13 +187,14 @@ fn require_measured(peer: &Facts, release: &ApprovedManifest) -> Result<(), Hand
 pub struct Grant {
     /// Of the new guest.
     pub measurement: Measurement,
-    /// What its release is blessed for.
+    /// What its release is blessed for, and asked for.
     pub purpose: Purpose,
 }
 
 /// The old guest's side: whether the guest at the other end may have the key. `nonce` is the one that this guest made for
 /// this hand-over and uses for no other request; `release` is the manifest that the new guest brought, verified;
-/// `standing` what the blessing that it brought says to a node that has seen what this one has.
+/// `standing` what the blessing that it brought says to a node that has seen what this one has; `asked` what the new guest
+/// wants the key for.
 pub fn decide(
     own: &Facts,
     peer: &Facts,
@@ -201,6 +202,7 @@ pub fn decide(
     nonce: [u8; 32],
     release: &ApprovedManifest,
     standing: &Standing<'_>,
+    asked: Purpose,
 ) -> Result<Grant, HandOverError> {
     common(own, peer, channel.report_data(own.kind, Role::HandOverNew, nonce))?;
     require_measured(peer, release)?;
@@ -212,9 +214,8 @@ pub fn decide(
     if found < floor {
         return Err(HandOverError::LowerEpoch { floor, found });
     }
-    let purpose =
-        standing.may_have_keys(release).map_err(|refusal| HandOverError::Release(Box::new(refusal)))?;
-    Ok(Grant { measurement: peer.measurement, purpose })
+    standing.may_have_keys(release, asked).map_err(|refusal| HandOverError::Release(Box::new(refusal)))?;
+    Ok(Grant { measurement: peer.measurement, purpose: asked })
 }
 
 /// The new guest's side: whether the guest at the other end is one whose key it may take. `release` is the old guest's

@@ -10,7 +10,8 @@
 //! | [`exchange`] | the messages in which two guests show that, and the key passes |
 //!
 //! Each transition makes at most one durable change, so "a crash between any two writes" and "a crash after any transition"
-//! are the same. `tests/explore.rs` visits every reachable state of the product of host, guest, releases and faults;
+//! are the same. `tests/explore.rs` visits every reachable state of the product of host, guest, releases and faults,
+//! `tests/recovery.rs` those of a guest with its recovery release;
 //! `tests/model.rs` holds a second model, written for the checker `stateright`, against this one.
 //!
 //! The host keeps this state, so against the host's owner it proves nothing: what keeps data from unblessed code is

@@ -81,6 +81,10 @@ pub enum Event {
     StageDone,
     /// It could not be written: a full or broken disk.
     StageFailed,
+    /// The recovery release has its key.
+    RecoveryGiven,
+    /// The blessing names no recovery release: the one before has no key any more.
+    RecoveryDropped,
     /// The other slot's release has its key.
     KeyGiven,
     /// The hand-over was refused.
@@ -113,13 +117,15 @@ pub enum Event {
 
 impl Event {
     /// Every event.
-    pub const ALL: [Event; 20] = [
+    pub const ALL: [Event; 22] = [
         Event::FetchDone,
         Event::VerifyOk,
         Event::VerifyRefused,
         Event::StageBegun,
         Event::StageDone,
         Event::StageFailed,
+        Event::RecoveryGiven,
+        Event::RecoveryDropped,
         Event::KeyGiven,
         Event::KeyRefused,
         Event::Withdrawn,
@@ -165,7 +171,11 @@ pub enum Effect {
     DiscardOther,
     /// The other slot holds the release.
     FillOther,
-    /// The other slot has a key, and the recovery release too.
+    /// The recovery release has a key.
+    GiveRecovery,
+    /// No recovery release has one.
+    DropRecovery,
+    /// The other slot has a key.
     GiveKey,
     /// The other slot has none.
     DropOtherKey,
@@ -210,6 +220,9 @@ pub const TRANSITIONS: &[Transition] = {
         row(P::Verified,  V::StageDone,     G::Writing,    P::Staged,    E::FillOther),
         row(P::Verified,  V::StageFailed,   G::Writing,    P::Failed,    E::None),
         row(P::Verified,  V::Withdrawn,     G::Always,     P::Failed,    E::None),
+        // Before the other slot's: what comes next may leave nothing else to start.
+        row(P::Staged,    V::RecoveryGiven, G::NoKey,      P::Staged,    E::GiveRecovery),
+        row(P::Staged,    V::RecoveryDropped, G::NoKey,    P::Staged,    E::DropRecovery),
         row(P::Staged,    V::KeyGiven,      G::NoKey,      P::Staged,    E::GiveKey),
         row(P::Staged,    V::KeyRefused,    G::NoKey,      P::Failed,    E::None),
         row(P::Staged,    V::Withdrawn,     G::Always,     P::Failed,    E::DropOtherKey),
@@ -277,6 +290,8 @@ pub struct Part<R> {
     pub keys: [bool; 2],
     /// The release that is being brought, from the fetch until it is in its slot.
     pub incoming: Option<R>,
+    /// The recovery release that has a key. It lies in a place of its own and is started when no slot can be.
+    pub recovery: Option<R>,
 }
 
 /// An event that means nothing in the present phase.
@@ -301,6 +316,20 @@ impl<R: Copy> Part<R> {
             content: [Content::Release(release), Content::Partial],
             keys: [true, false],
             incoming: None,
+            recovery: None,
+        }
+    }
+
+    /// A part of which nobody knows any more what is in its slots: nothing but the recovery release is started.
+    pub fn lost(recovery: Option<R>) -> Part<R> {
+        Part {
+            phase: Phase::Failed,
+            active: Slot::A,
+            tries: 0,
+            content: [Content::Partial; 2],
+            keys: [false; 2],
+            incoming: None,
+            recovery,
         }
     }
 
@@ -337,8 +366,8 @@ impl<R: Copy> Part<R> {
             .ok_or(Unexpected { phase: self.phase, event })
     }
 
-    /// The part after an event. `release` is the one that the event brings: with [`Event::FetchDone`] and
-    /// [`Event::Rescued`]; of no meaning otherwise.
+    /// The part after an event. `release` is the one that the event brings: with [`Event::FetchDone`],
+    /// [`Event::RecoveryGiven`] and [`Event::Rescued`]; of no meaning otherwise.
     pub fn step(&self, event: Event, release: Option<R>) -> Result<Part<R>, Unexpected> {
         let (_, row) = self.transition(event)?;
         let mut next = Part { phase: row.to, ..*self };
@@ -353,6 +382,10 @@ impl<R: Copy> Part<R> {
                 let incoming = self.incoming.ok_or(Unexpected { phase: self.phase, event })?;
                 next.content[other] = Content::Release(incoming);
             }
+            Effect::GiveRecovery => {
+                next.recovery = Some(release.ok_or(Unexpected { phase: self.phase, event })?);
+            }
+            Effect::DropRecovery => next.recovery = None,
             Effect::GiveKey => next.keys[other] = true,
             Effect::DropOtherKey => next.keys[other] = false,
             Effect::StartTries => next.tries = TRIES,

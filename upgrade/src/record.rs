@@ -7,8 +7,10 @@ use crate::machine::{Content, Part, Phase, Slot};
 use sha2::{Digest as _, Sha256};
 
 /// Length of a copy in bytes: sequence number (u64, little endian), phase, active slot, tries, contents and digests of the
-/// slots, keys, incoming release, and SHA-256 over all before it.
-pub const LENGTH: usize = 8 + 3 + 2 * 33 + 2 + 33 + 32;
+/// slots, keys, incoming release, recovery release, and SHA-256 over all before it.
+pub const LENGTH: usize = WITHOUT_RECOVERY + 33;
+/// Of a copy that an earlier program wrote: there was no recovery release.
+const WITHOUT_RECOVERY: usize = 8 + 3 + 2 * 33 + 2 + 33 + 32;
 
 /// A release by the digest of its manifest.
 pub type Release = release::Digest;
@@ -53,13 +55,18 @@ pub fn encode(sequence: u64, part: &Part<Release>) -> Vec<u8> {
     }
     bytes.extend(part.keys.map(u8::from));
     bytes.extend(option(part.incoming.as_ref()));
+    bytes.extend(option(part.recovery.as_ref()));
     let checksum = Sha256::digest(&bytes);
     bytes.extend(checksum);
     bytes
 }
 
 fn decode(copy: &[u8]) -> Option<(u64, Part<Release>)> {
-    let (bytes, checksum) = copy.get(..LENGTH)?.split_at_checked(LENGTH - 32)?;
+    decode_of(copy, LENGTH).or_else(|| decode_of(copy, WITHOUT_RECOVERY))
+}
+
+fn decode_of(copy: &[u8], length: usize) -> Option<(u64, Part<Release>)> {
+    let (bytes, checksum) = copy.get(..length)?.split_at_checked(length - 32)?;
     if Sha256::digest(bytes)[..] != *checksum {
         return None;
     }
@@ -70,7 +77,8 @@ fn decode(copy: &[u8]) -> Option<(u64, Part<Release>)> {
         tries: bytes[10],
         content: [content(&bytes[11..44])?, content(&bytes[44..77])?],
         keys: [flag(bytes[77])?, flag(bytes[78])?],
-        incoming: read_option(&bytes[79..])?,
+        incoming: read_option(&bytes[79..112])?,
+        recovery: if length == LENGTH { read_option(&bytes[112..])? } else { None },
     };
     Some((u64::from_le_bytes(bytes[..8].try_into().ok()?), part))
 }

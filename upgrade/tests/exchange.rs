@@ -5,8 +5,8 @@
 use attestation::{Evidence, EvidenceKind, Measurement, TrustAnchors, authenticate, report::GuestPolicy};
 use proptest::prelude::*;
 use release::{
-    Blessing, Document, Envelope, Manifest, Profile, Purpose, Revoked, Root, Seen, Signed, VcpuMeasurement,
-    development, sign, verify,
+    Blessing, Document, Envelope, Manifest, Profile, Purpose, Revoked, Root, RootContent, Seen, Signed,
+    SigningKey, VcpuMeasurement, development, sign,
 };
 use simulated_psp::chip::{Chip, LaunchContext, Psp};
 use simulated_psp::protocol::{Bytes, Request, Response};
@@ -19,8 +19,12 @@ const NOW: u64 = 1000;
 const SECRET: &[u8] = b"the storage key and what was seen";
 
 fn signed<T: Document>(content: T) -> String {
+    signed_by(content, &development::signing_keys().unwrap()[..2])
+}
+
+fn signed_by<T: Document>(content: T, keys: &[SigningKey]) -> String {
     let mut envelope = Signed::new(content).unwrap();
-    for key in &development::signing_keys().unwrap()[..2] {
+    for key in keys {
         sign(&mut envelope, key).unwrap();
     }
     String::from_utf8(envelope.to_bytes()).unwrap()
@@ -44,15 +48,23 @@ fn manifest(measurement: u8, version: &str) -> Manifest {
 }
 
 fn blessing(version: u64, manifest: &str) -> String {
-    signed(Blessing {
+    blessed_as(Purpose::Node, version, manifest)
+}
+
+fn blessed_as(purpose: Purpose, version: u64, manifest: &str) -> String {
+    signed(statement(purpose, version, manifest))
+}
+
+fn statement(purpose: Purpose, version: u64, manifest: &str) -> Blessing {
+    Blessing {
         version,
         profile: Profile::Virtual,
         issued: 1,
         expires: 2000,
         security_epoch: 4,
-        releases: [(verify(manifest.as_bytes(), &root()).unwrap().digest(), Purpose::Node)].into(),
+        releases: [(Envelope::from_bytes(manifest.as_bytes()).unwrap().digest(), purpose)].into(),
         revoked: Revoked::default(),
-    })
+    }
 }
 
 /// A guest: its Secure Processor and what it judges by.
@@ -110,8 +122,12 @@ struct Host {
 fn host() -> Host {
     let chip = chip();
     let new_manifest = signed(manifest(2, "new"));
-    let documents =
-        Documents { roots: Vec::new(), blessing: blessing(7, &new_manifest), manifest: new_manifest };
+    let documents = Documents {
+        roots: Vec::new(),
+        blessing: blessing(7, &new_manifest),
+        manifest: new_manifest,
+        purpose: Purpose::Node,
+    };
     Host {
         old: Guest::start(&chip, 1),
         new: Guest::start(&chip, 2),
@@ -125,14 +141,15 @@ fn host() -> Host {
 /// What the new guest got, and what the old one has to remember.
 fn exchange(host: Host) -> Result<(Vec<u8>, Given), ExchangeError> {
     let Host { old, new, old_manifest, documents, seen, relay } = host;
+    // What is handed over says what for.
+    let payload = |_: &Seen, purpose: Purpose| Zeroizing::new([SECRET, &[purpose as u8]].concat());
     let (receiver, hello) = Receiver::begin()?;
     let (giver, challenge) =
         Giver::challenge(&relay(1, hello), EvidenceKind::SimSnp, &|data| old.quote(data))?;
     let (waiting, request) =
         receiver
             .request(&relay(2, challenge), new.judge(), &old_manifest, documents, &|data| new.quote(data))?;
-    let given =
-        giver.give(&relay(3, request), old.judge(), seen, NOW, &|_| Zeroizing::new(SECRET.to_vec()))?;
+    let given = giver.give(&relay(3, request), old.judge(), seen, NOW, &payload)?;
     let secret = waiting.finish(&relay(4, given.message.clone()))?;
     Ok((secret.to_vec(), given))
 }
@@ -149,7 +166,7 @@ fn refused(change: impl FnOnce(&mut Host)) -> &'static str {
 #[test]
 fn the_successor_gets_the_key_and_the_blessing_is_remembered() {
     let (secret, given) = exchange(host()).unwrap();
-    assert_eq!(secret, SECRET);
+    assert_eq!(secret, [SECRET, &[0]].concat());
     assert_eq!((given.seen.blessing_version, given.grant.purpose), (7, Purpose::Node));
     assert_eq!(given.grant.measurement, Measurement([2; 48]));
 }
@@ -184,6 +201,69 @@ fn roots_are_followed_from_the_one_in_the_image() {
     assert_eq!(refused(|host| host.documents.roots = vec![next(2)]), "hand-over-roots");
     // The old guest has followed a later root than the host shows now.
     assert_eq!(refused(|host| host.seen.root_version = root().version() + 1), "root-rolled-back");
+}
+
+/// Both guests start from the old root. The key goes to a release of the new keys, also from one whose release they signed, and to
+/// none of the old ones any more.
+#[test]
+fn with_new_roots_the_new_keys_count() {
+    let keys = [7, 8].map(|seed| SigningKey::from_bytes(&[seed; 32]));
+    let old = root();
+    let (version, expires) = (old.version() + 1, old.content().expires);
+    let next = RootContent::of_keys(version, expires, 2, keys.iter().map(SigningKey::verifying_key));
+    let next = signed_by(next, &[&development::signing_keys().unwrap()[..2], &keys].concat());
+    let of = |old: &[SigningKey], new: &[SigningKey], blesses: &[SigningKey], version| {
+        let mut host = host();
+        host.old_manifest = signed_by(manifest(1, "old"), old);
+        let new = signed_by(manifest(2, "new"), new);
+        host.documents.roots = vec![next.clone()];
+        host.documents.blessing = signed_by(statement(Purpose::Node, version, &new), blesses);
+        host.documents.manifest = new;
+        // The old keys' last statement.
+        host.seen = Seen { root_version: 1, blessing_version: 9, ..Seen::default() };
+        host
+    };
+    let development = &development::signing_keys().unwrap()[..2];
+    let (_, given) = exchange(of(development, &keys, &keys, 1)).unwrap();
+    assert_eq!((given.seen.root_version, given.seen.blessing_version), (2, 1));
+    exchange(of(&keys, &keys, &keys, 1)).unwrap();
+    let refused = |host: Host| exchange(host).map(drop).unwrap_err().code();
+    assert_eq!(refused(of(development, development, &keys, 1)), "release-keys-replaced");
+    assert_eq!(refused(of(development, &keys, development, 10)), "blessing-unknown-key");
+    let mut host = of(development, &keys, &keys, 1);
+    host.documents.roots.clear();
+    assert_eq!(refused(host), "manifest-unknown-key");
+}
+
+/// A recovery release gets the key as one, and is told so within what is sealed; whatever it asks for otherwise is refused.
+#[test]
+fn the_recovery_release_gets_the_key_for_recovery_only() {
+    let asks = |asked: Purpose, blessed: Purpose| {
+        let mut host = host();
+        host.documents.purpose = asked;
+        host.documents.blessing = blessed_as(blessed, 7, &host.documents.manifest);
+        host
+    };
+    let (secret, given) = exchange(asks(Purpose::Recovery, Purpose::Recovery)).unwrap();
+    assert_eq!((secret, given.grant.purpose), ([SECRET, &[1]].concat(), Purpose::Recovery));
+    let refused = |asked, blessed| exchange(asks(asked, blessed)).map(drop).unwrap_err().code();
+    assert_eq!(refused(Purpose::Recovery, Purpose::Node), "release-other-purpose");
+    assert_eq!(refused(Purpose::Node, Purpose::Recovery), "release-other-purpose");
+    // Not named at all.
+    let mut host = asks(Purpose::Recovery, Purpose::Recovery);
+    host.documents.blessing = blessed_as(Purpose::Recovery, 7, &signed(manifest(2, "another")));
+    assert_eq!(exchange(host).map(drop).unwrap_err().code(), "release-not-blessed");
+    // An old recovery release with a hole that was closed since.
+    let mut host = asks(Purpose::Recovery, Purpose::Recovery);
+    host.old.own.guest_svn = 4;
+    assert_eq!(exchange(host).map(drop).unwrap_err().code(), "hand-over-lower-epoch");
+    // The host exchanges the purpose underway.
+    let mut host = asks(Purpose::Recovery, Purpose::Recovery);
+    host.relay = Box::new(|number, message: String| match number {
+        3 => message.replace(r#","purpose":"recovery""#, ""),
+        _ => message,
+    });
+    assert_eq!(exchange(host).map(drop).unwrap_err().code(), "release-other-purpose");
 }
 
 #[test]

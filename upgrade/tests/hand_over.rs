@@ -62,6 +62,7 @@ struct Case {
     peer: Facts,
     manifest: Manifest,
     blessing: Blessing,
+    asked: Purpose,
     seen: Seen,
     now: u64,
 }
@@ -80,6 +81,7 @@ fn case() -> Case {
             releases: [(approved(manifest()).digest(), Purpose::Node)].into(),
             revoked: Revoked::default(),
         },
+        asked: Purpose::Node,
         seen: Seen::default(),
         now: NOW,
     }
@@ -90,7 +92,7 @@ fn give(change: impl FnOnce(&mut Case)) -> Result<Grant, HandOverError> {
     change(&mut case);
     let root = root();
     let standing = blessing::accept(&root, &root, &signed(case.blessing), &case.seen, case.now).unwrap();
-    decide(&case.own, &case.peer, CHANNEL, NONCE, &approved(case.manifest), &standing)
+    decide(&case.own, &case.peer, CHANNEL, NONCE, &approved(case.manifest), &standing, case.asked)
 }
 
 fn refused(change: impl FnOnce(&mut Case)) -> &'static str {
@@ -110,7 +112,7 @@ fn the_blessed_successor_gets_the_key() {
 fn everybody_else_is_refused_by_name() {
     let another = |old, new| Channel { old, new }.report_data(KIND, Role::HandOverNew, NONCE);
     type Change<'a> = &'a dyn Fn(&mut Case);
-    let cases: [(&str, Change<'_>); 18] = [
+    let cases: [(&str, Change<'_>); 19] = [
         ("hand-over-other-kind", &|case| case.peer.kind = EvidenceKind::Snp),
         ("hand-over-other-chip", &|case| case.peer.chip_id[63] = 2),
         // An old nonce.
@@ -133,6 +135,7 @@ fn everybody_else_is_refused_by_name() {
         ("hand-over-unblessed", &|case| case.peer.measurement.0[0] ^= 1),
         ("hand-over-lower-epoch", &|case| case.peer.guest_svn = 3),
         ("release-not-blessed", &|case| case.manifest.version = "9.9.9".into()),
+        ("release-other-purpose", &|case| case.asked = Purpose::Recovery),
         ("release-below-epoch", &|case| case.blessing.security_epoch = 5),
         ("release-revoked", &|case| {
             let release = case.blessing.releases.pop_first().unwrap().0;

@@ -20,6 +20,7 @@ struct State {
     /// Whether the slot that is not active holds something whole.
     other_full: bool,
     other_key: bool,
+    recovery: bool,
     tries: u8,
 }
 
@@ -73,6 +74,8 @@ impl Rules {
                 next.other_full = true;
             }
             Event::StageFailed if state.phase == Verified && !state.other_full => next.phase = Failed,
+            Event::RecoveryGiven if state.phase == Staged && !state.other_key => next.recovery = true,
+            Event::RecoveryDropped if state.phase == Staged && !state.other_key => next.recovery = false,
             Event::KeyGiven if state.phase == Staged && !state.other_key => next.other_key = true,
             Event::KeyRefused if state.phase == Staged && !state.other_key => next.phase = Failed,
             Event::Try if state.phase == Staged && state.other_key => {
@@ -109,7 +112,14 @@ impl Model for Rules {
     type Action = Event;
 
     fn init_states(&self) -> Vec<State> {
-        vec![State { phase: Phase::Idle, swapped: false, other_full: false, other_key: false, tries: 0 }]
+        vec![State {
+            phase: Phase::Idle,
+            swapped: false,
+            other_full: false,
+            other_key: false,
+            recovery: false,
+            tries: 0,
+        }]
     }
 
     fn actions(&self, _: &State, actions: &mut Vec<Event>) {
@@ -142,6 +152,7 @@ fn abstracted(part: &Part<u8>) -> State {
         swapped: part.active == Slot::B,
         other_full: *part.content(other) != Content::Partial,
         other_key: part.has_key(other),
+        recovery: part.recovery.is_some(),
         tries: part.tries,
     }
 }

@@ -4,6 +4,7 @@
 
 use proptest::prelude::*;
 use release::Digest;
+use sha2::{Digest as _, Sha256};
 use upgrade::{
     machine::{Content, Part, Phase, Slot},
     record::{LENGTH, Unreadable, encode, next, read},
@@ -17,14 +18,25 @@ prop_compose! {
     fn part()(
         phase in prop::sample::select(&Phase::ALL[..]), b in any::<bool>(), tries in any::<u8>(),
         contents in prop::array::uniform2(prop::option::of(release())), keys in any::<[bool; 2]>(),
-        incoming in prop::option::of(release()),
+        incoming in prop::option::of(release()), recovery in prop::option::of(release()),
     ) -> Part<Digest> {
         let content = contents.map(|release| release.map_or(Content::Partial, Content::Release));
-        Part { phase, active: if b { Slot::B } else { Slot::A }, tries, content, keys, incoming }
+        Part { phase, active: if b { Slot::B } else { Slot::A }, tries, content, keys, incoming, recovery }
     }
 }
 
 proptest! {
+    /// As it was before there were recovery releases.
+    #[test]
+    fn earlier_records_are_read(part in part(), number in any::<u64>()) {
+        let mut copy = encode(number, &part);
+        copy.truncate(LENGTH - 32 - 33);
+        let checksum = Sha256::digest(&copy);
+        copy.extend(checksum);
+        copy.resize(4096, 0);
+        prop_assert_eq!(read([&copy, &[]]), Ok((number, Part { recovery: None, ..part })));
+    }
+
     #[test]
     fn torn_writes(parts in prop::collection::vec(part(), 2..6), cut in 0..=LENGTH, noise in any::<u8>()) {
         let mut copies = [vec![0; LENGTH], vec![0; LENGTH]];

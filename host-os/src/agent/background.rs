@@ -1,6 +1,7 @@
 //! What goes on beside the main loop: figures of the host, evidence of the guest, threads on their processors.
 
 use crate::attest::{Expectations, chain, fetch_and_verify};
+use crate::boot_facts;
 use crate::confine::cgroup;
 use crate::guest::{Report, Reporter};
 use crate::http::Shared;
@@ -30,6 +31,13 @@ pub(super) async fn watch_host(shared: Shared) {
         let status = shared.read();
         let attested = status.attested.as_ref();
         let now_unix_s = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs();
+        if let Some(boot) = boot_facts::read() {
+            shared.update(|status| {
+                if let Some(system) = &mut status.system {
+                    system.boot = Some(boot);
+                }
+            });
+        }
         shared.sample(Sample {
             at_s: status.uptime_s,
             cpu_percent,

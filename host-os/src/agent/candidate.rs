@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
 /// Memory: kernel, initrd and little else.
-const MEMORY_MIB: u32 = 512;
+pub(super) const MEMORY_MIB: u32 = 512;
 /// For a guest that has the key to power off.
 const LAST_WORDS: Duration = Duration::from_secs(20);
 
@@ -73,7 +73,7 @@ impl Agent {
             channels,
         };
         let qemu = find_program(&options.qemu);
-        let plan = self.confine(options, &qemu, &launch);
+        let plan = self.confine(options, &qemu, &launch, "candidate");
         let welcome = Welcome { config: checked.config.clone(), certificates: connected.certificates };
         let log = node.candidate_log();
         let mut guest = Guest::spawn(&qemu, &launch, &plan, ends, &log, welcome, self.number, reports)?;

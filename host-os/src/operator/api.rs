@@ -117,7 +117,7 @@ async fn upgrade(
     body: Bytes,
 ) -> Response {
     let refused = |code: StatusCode, why: &UpgradeError| error(code, why.code(), why);
-    let order: upgrade::Order = match serde_json::from_slice(&body) {
+    let mut order: upgrade::Order = match serde_json::from_slice(&body) {
         Ok(order) => order,
         Err(why) => return refused(StatusCode::BAD_REQUEST, &UpgradeError::Malformed(why)),
     };
@@ -129,6 +129,7 @@ async fn upgrade(
         return refused(StatusCode::CONFLICT, &UpgradeError::Running(going.phase));
     }
     tracing::warn!(operator = operator.name, manifest = order.source.manifest, "an upgrade is asked for");
+    order.operator = Some(operator.name);
     match upgrade::Store::of(&interface.node).ask(&order) {
         Ok(()) => axum::Json(json!({ "version": 1, "asked": order })).into_response(),
         Err(why) => refused(StatusCode::INTERNAL_SERVER_ERROR, &why),

@@ -4,7 +4,7 @@ use super::identity::Identity;
 use super::orders::{Action, Challenge, Order};
 use super::tls::client_config;
 use crate::decommission::Signed;
-use crate::http::{GetError, send_once};
+use crate::http::{GetError, JSON, send_once};
 use hyper::{Method, body::Bytes};
 use rustls::pki_types::ServerName;
 use std::time::Duration;
@@ -139,7 +139,7 @@ async fn request(
 ) -> Result<Bytes, OperateError> {
     let request = async {
         let stream = connect(node, node_key, identity).await?;
-        let answer = send_once(stream, node, method, path, body, MAX_ANSWER).await;
+        let answer = send_once(stream, node, method, path, JSON, body, MAX_ANSWER).await;
         answer.map_err(|source| refused(node, source))
     };
     in_time(node, request).await

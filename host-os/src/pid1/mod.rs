@@ -1,8 +1,8 @@
 //! PID 1 of the host: mounts, says whether the root is the one that was signed, starts the agent and keeps it running.
 //!
-//! The kernel has verified each block of the root that was read so far, against the root hash in the signed command line.
-//! Here every other block is read too, so that damage shows at boot and not on the day when the block is needed. The kernel
-//! itself stops the machine at the first block that is wrong.
+//! The kernel verifies each block of the root that is read, against the root hash in the signed command line, and stops the
+//! machine at the first block that is wrong. Once the guest was started, every other block is read too, so that damage shows
+//! soon and not on the day when the block is needed.
 
 mod command_line;
 mod keeper;
@@ -13,7 +13,7 @@ pub(crate) mod verity;
 mod watch;
 
 use crate::{
-    boot_facts::{self, BootFacts},
+    boot_facts::{self, BootFacts, RootStatus},
     crashes,
     watchdog::{self, Watchdog},
 };
@@ -71,7 +71,7 @@ pub fn run() -> ! {
         restart(&format!("PANIC, this is a bug, please report it: {panic}"));
     }));
     match boot() {
-        Ok((line, watchdog)) => watch::watch(&line, watchdog.as_ref()),
+        Ok(machine) => watch::watch(machine),
         Err(error) => restart(&error.to_string()),
     }
 }
@@ -86,8 +86,18 @@ fn restart(reason: &str) -> ! {
     std::process::exit(1)
 }
 
-fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
+/// A machine that is ready for its agent.
+struct Started {
+    line: CommandLine,
+    watchdog: Option<Watchdog>,
+    facts: BootFacts,
+}
+
+fn boot() -> Result<Started, BootError> {
     mounts::mount_all()?;
+    let mut disk = storage::Disk::of_root()?;
+    // It takes the longest.
+    let guest = disk.unpack_guest();
     let (device, watchdog) = Watchdog::arm(Path::new(watchdog::DEVICE));
     say(format_args!("watchdog: {}", watchdog.text));
     // Each of the steps below has the watchdog's whole time.
@@ -95,21 +105,10 @@ fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
     let line = CommandLine::parse(&read("/proc/cmdline")?)?;
     say(format_args!("host of profile {}, {}", line.profile, read("/proc/version")?.trim_end()));
     say(format_args!("Secure Boot: {}", secure_boot()));
-    let started = Instant::now();
-    let blocks = verity::check(&line.verity)?;
-    feed();
-    say(format_args!(
-        "root verified: {blocks} blocks, root hash {}, {:.1} s",
-        line.verity.root_hash,
-        started.elapsed().as_secs_f64()
-    ));
+    verity::check_superblock(&line.verity)?;
+    say(format_args!("root hash {}", line.verity.root_hash));
     loopback::switch_on().map_err(BootError::Loopback)?;
-    let mut disk = storage::Disk::of_root()?;
     say(format_args!("started from slot {} of {}", disk.slot, disk.name));
-    match disk.unpack_guest() {
-        Ok(files) => say(format_args!("guest slot {}: {files} files, {MANIFEST}", disk.slot)),
-        Err(error) => say(format_args!("guest slot {}: {error}", disk.slot)),
-    }
     disk.personalise()?;
     if disk.has_ended()? {
         say(
@@ -127,6 +126,12 @@ fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
             say("this node was not installed and has no configuration: install it to give it an operator")
         }
     }
+    match guest.join() {
+        Ok(Ok(files)) => say(format_args!("guest slot {}: {files} files, {MANIFEST}", disk.slot)),
+        Ok(Err(error)) => say(format_args!("guest slot {}: {error}", disk.slot)),
+        // It was said, and the machine restarts.
+        Err(_) => {}
+    }
     let crashes = crashes::collect(Path::new("/sys/fs/pstore"), Path::new(CRASHES)).unwrap_or_else(|error| {
         say(format_args!("records of crashes cannot be kept: {error}"));
         Vec::new()
@@ -134,10 +139,31 @@ fn boot() -> Result<(CommandLine, Option<Watchdog>), BootError> {
     for crash in crashes.iter().filter(|crash| crash.new) {
         say(format_args!("the last run ended in a crash: {} ({})", crash.why.join("; "), crash.file));
     }
-    if let Err(error) = boot_facts::write(&BootFacts { watchdog, crashes, protection: Some(protection) }) {
-        say(format_args!("the agent will not know how this machine started: {error}"));
+    let root = RootStatus::default();
+    let facts = BootFacts { watchdog, crashes, protection: Some(protection), root };
+    tell_agent(&facts);
+    Ok(Started { line, watchdog: device, facts })
+}
+
+fn tell_agent(facts: &BootFacts) {
+    if let Err(error) = boot_facts::write(facts) {
+        say(format_args!("the agent does not know how this machine started: {error}"));
     }
-    Ok((line, device))
+}
+
+/// Reads what of the root was not read yet.
+fn read_root(expected: &verity::Expected, mut facts: BootFacts) {
+    let started = Instant::now();
+    let (state, text) = match verity::read_all(expected) {
+        Ok(blocks) => {
+            ("verified", format!("root verified: {blocks} blocks, {:.1} s", started.elapsed().as_secs_f64()))
+        }
+        // What runs goes on: a block that cannot be read does no harm but to who needs it.
+        Err(error) => ("unreadable", error.to_string()),
+    };
+    say(&text);
+    facts.root = RootStatus { state: state.into(), text };
+    tell_agent(&facts);
 }
 
 fn read(path: &str) -> Result<String, BootError> {

@@ -27,6 +27,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::Command,
+    thread::JoinHandle,
 };
 
 /// Where the guest's release goes.
@@ -95,6 +96,23 @@ fn leave(path: &Path, content: &[u8]) -> Result<(), StorageError> {
     file.and_then(|mut file| file.write_all(content)).map_err(failed("write", path))
 }
 
+fn unpack_guest(path: &Path) -> Result<usize, SlotError> {
+    let mut device = Device::open_read_only(path).map_err(failed("open", path))?;
+    let end = device.size();
+    let files = archive::unpack(Reader { medium: &mut device, at: 0, end })?;
+    if files.is_empty() {
+        return Err(SlotError::Empty);
+    }
+    for (name, content) in &files {
+        let target = Path::new(GUEST).join(name);
+        let folder = target.parent().unwrap_or(Path::new(GUEST));
+        fs::create_dir_all(folder)
+            .and_then(|()| fs::write(&target, content))
+            .map_err(failed("write", &target))?;
+    }
+    Ok(files.len())
+}
+
 impl Disk {
     /// The signed command line names the root by its hash, and with it the partition; the partition's label is the slot.
     pub(super) fn of_root() -> Result<Self, StorageError> {
@@ -116,24 +134,11 @@ impl Disk {
         Device::open(path).map_err(failed("open", path))
     }
 
-    /// Takes the guest's release out of its slot; the agent holds each file against the signed manifest. Returns how many
-    /// files there are.
-    pub(super) fn unpack_guest(&self) -> Result<usize, SlotError> {
-        let path = self.device(&self.slot.guest())?;
-        let mut device = Device::open_read_only(&path).map_err(failed("open", &path))?;
-        let end = device.size();
-        let files = archive::unpack(Reader { medium: &mut device, at: 0, end })?;
-        if files.is_empty() {
-            return Err(SlotError::Empty);
-        }
-        for (name, content) in &files {
-            let target = Path::new(GUEST).join(name);
-            let folder = target.parent().unwrap_or(Path::new(GUEST));
-            fs::create_dir_all(folder)
-                .and_then(|()| fs::write(&target, content))
-                .map_err(failed("write", &target))?;
-        }
-        Ok(files.len())
+    /// Takes the guest's release out of its slot, on a thread of its own; the agent holds each file against the signed manifest.
+    /// The thread returns how many files there are.
+    pub(super) fn unpack_guest(&self) -> JoinHandle<Result<usize, SlotError>> {
+        let path = self.device(&self.slot.guest());
+        std::thread::spawn(|| unpack_guest(&path?))
     }
 
     /// Gives a disk that was written as it was built identifiers of its own, and the state all the space there is.

@@ -36,7 +36,7 @@ pub(super) enum VerityError {
 }
 
 /// What the command line says of the root.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Expected {
     /// Root hash, hexadecimal.
     pub(super) root_hash: String,
@@ -105,18 +105,22 @@ impl Expected {
     }
 }
 
-/// Compares the superblock and reads every block of the root; returns how many there are.
-pub(super) fn check(expected: &Expected) -> Result<u64, VerityError> {
+fn failed(path: &str, block: u64) -> impl FnOnce(io::Error) -> VerityError {
+    let path = path.to_owned();
+    move |source| VerityError::Read { path, block, source }
+}
+
+/// Compares the superblock of the hash tree.
+pub(super) fn check_superblock(expected: &Expected) -> Result<(), VerityError> {
     let device = hash_partition().map_err(|error| VerityError::NoTree(error.to_string()))?;
     let name = device.display().to_string();
     let mut superblock = [0; BLOCK];
-    let failed = |path: &str, block: u64| {
-        let path = path.to_owned();
-        move |source| VerityError::Read { path, block, source }
-    };
     File::open(&device).and_then(|mut file| file.read_exact(&mut superblock)).map_err(failed(&name, 0))?;
-    expected.compare(&name, &superblock)?;
+    expected.compare(&name, &superblock)
+}
 
+/// Reads every block of the root; returns how many there are.
+pub(super) fn read_all(expected: &Expected) -> Result<u64, VerityError> {
     let mut root = File::open(ROOT).map_err(failed(ROOT, 0))?;
     let mut buffer = vec![0; 256 * BLOCK];
     let mut bytes = 0;

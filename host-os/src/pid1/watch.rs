@@ -1,10 +1,10 @@
 //! The rest of PID 1's life: the agent, the watchdog, orphans, and an orderly end.
 
 use super::{
-    MANIFEST, NODE,
+    MANIFEST, NODE, Started,
     command_line::CommandLine,
     keeper::{Effect, Event, Keeper},
-    say,
+    read_root, say,
 };
 use crate::{
     power::{Action, Message},
@@ -43,14 +43,21 @@ const TICK: u16 = 1000;
 /// What holds a file system busy has been killed; the kernel may need a moment to let go.
 const UNMOUNTING: Duration = Duration::from_secs(10);
 
+/// The root is read then even if the agent did not say that it launched anything.
+const UNTIL_READ: Duration = Duration::from_secs(30);
+
 /// The running agent and PID 1's end of the line to it.
 struct Agent {
     child: Child,
     line: UnixStream,
+    launched: bool,
 }
 
 /// Keeps the agent running until the machine ends.
-pub(super) fn watch(line: &CommandLine, watchdog: Option<&Watchdog>) -> ! {
+pub(super) fn watch(machine: Started) -> ! {
+    let Started { line, watchdog, facts } = machine;
+    let (line, watchdog) = (&line, watchdog.as_ref());
+    let mut to_read = Some((line.verity.clone(), facts));
     let started = Instant::now();
     // Nobody at the keyboard restarts this machine, and no process that is not the agent.
     let _ = set_cad_enabled(false);
@@ -88,7 +95,14 @@ pub(super) fn watch(line: &CommandLine, watchdog: Option<&Watchdog>) -> ! {
             wait(signals.as_ref(), agent.as_ref());
         }
         reap(&mut agent, &mut events);
-        hear(agent.as_ref(), &mut events);
+        hear(agent.as_mut(), &mut events);
+        // Nothing is launched by an agent that ended.
+        let launched = agent.as_ref().is_none_or(|agent| agent.launched);
+        if (launched || started.elapsed() > UNTIL_READ)
+            && let Some((expected, facts)) = to_read.take()
+        {
+            std::thread::spawn(move || read_root(&expected, facts));
+        }
         events.push(Event::Tick);
     }
 }
@@ -107,7 +121,7 @@ fn start(line: &CommandLine, agent: &mut Option<Agent>) -> Event {
             .env("PATH", "/usr/bin")
             .current_dir("/")
             .spawn()?;
-        Ok(Agent { child, line: ours })
+        Ok(Agent { child, line: ours, launched: false })
     };
     match start() {
         Ok(new) => {
@@ -151,7 +165,7 @@ fn reap(agent: &mut Option<Agent>, events: &mut Vec<Event>) {
             Err(_) => return,
         };
         let Some(ended) = agent
-            .as_ref()
+            .as_mut()
             .filter(|agent| status.pid().is_some_and(|pid| pid.as_raw().unsigned_abs() == agent.child.id()))
         else {
             continue;
@@ -168,13 +182,14 @@ fn reap(agent: &mut Option<Agent>, events: &mut Vec<Event>) {
     }
 }
 
-fn hear(agent: Option<&Agent>, events: &mut Vec<Event>) {
+fn hear(agent: Option<&mut Agent>, events: &mut Vec<Event>) {
     let Some(agent) = agent else { return };
     let mut said = [0; 64];
-    while let Ok(count @ 1..) = (&agent.line).read(&mut said) {
+    while let Ok(count @ 1..) = agent.line.read(&mut said) {
         for message in said[..count].iter().filter_map(|byte| Message::parse(*byte)) {
             match message {
                 Message::Beat => events.push(Event::Beat),
+                Message::Launched => agent.launched = true,
                 Message::Ask(action) => {
                     say(format_args!("the agent asks to {}", action.name()));
                     events.push(Event::Asked(action));

@@ -1,7 +1,7 @@
 //! A verifier's side: keys, challenge, evidence, of a host's operators' port.
 
 use crate::{
-    http::{GetError, send_once},
+    http::{GetError, JSON, send_once},
     operator::{client::OperateError, identity::key_of},
     tls::{Pinned, client_config},
 };
@@ -97,7 +97,7 @@ async fn ask<T: DeserializeOwned>(
         let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         let key = shown.map(key_of).transpose().map_err(OperateError::Key)?;
         let key = key.ok_or_else(|| tls(std::io::Error::other("it shows no certificate")))?;
-        let answer = send_once(stream, node, method, path, body, MAX_DOCUMENT).await;
+        let answer = send_once(stream, node, method, path, JSON, body, MAX_DOCUMENT).await;
         let answer = answer.map_err(|source: GetError| crate::operator::client::refused(node, source))?;
         Ok::<(_, Bytes), OperateError>((key, answer))
     };

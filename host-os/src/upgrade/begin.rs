@@ -1,9 +1,10 @@
 //! Where a node begins after a start.
 
-use super::{Store, UpgradeError};
+use super::{Store, StoreError, UpgradeError};
 use crate::attest::{chain, unix_time};
+use crate::bundle;
 use crate::check::{Checked, Options, Target, check};
-use crate::node::{NodeDir, NodeLock};
+use crate::node::{NodeDir, NodeLock, Place};
 use release::Digest;
 use std::cell::RefCell;
 use upgrade::machine::{Boot, Event, Part, Phase, Slot};
@@ -19,7 +20,8 @@ pub(crate) struct Begin {
     pub(crate) checked: Checked,
 }
 
-/// Where a node begins: what is to run, and the state after the crash, power cut or stop that ended the last run. Blocks.
+/// Where a node begins: what is to run, and the state after the crash, power cut or stop that ended the last run. Where neither
+/// slot may run, that is the recovery release. Blocks.
 pub(crate) fn begin(
     options: &Options,
     node: &NodeDir,
@@ -27,12 +29,23 @@ pub(crate) fn begin(
     progress: &dyn Fn(&str),
 ) -> Result<Begin, UpgradeError> {
     let store = Store::of(node);
-    let Some((sequence, part)) = store.load(Which::Guest)? else {
-        let checked = check(options, node, lock, Target::of_slot(options, &store, Slot::A, false), progress)?;
-        let part = Part::installed(checked.release.manifest().digest());
-        return Ok(Begin { sequence: 0, part, checked });
+    let (sequence, part) = match store.load(Which::Guest) {
+        Ok(Some((sequence, part))) => (sequence, part.step(Event::Crash, None)?),
+        Ok(None) => {
+            let target = Target::of_slot(options, &store, Slot::A, false);
+            let checked = check(options, node, lock, target, progress)?;
+            let part = Part::installed(checked.release.manifest().digest());
+            return Ok(Begin { sequence: 0, part, checked });
+        }
+        Err(error @ StoreError::Record(_)) => match present_recovery(options, &store) {
+            Some(release) => {
+                store.audit(unix_time(), &format!("{}: {}", error.code(), chain(&error)))?;
+                (0, Part::lost(Some(release)))
+            }
+            None => return Err(error.into()),
+        },
+        Err(error) => return Err(error.into()),
     };
-    let part = part.step(Event::Crash, None)?;
     let sequence = store.save(Which::Guest, sequence, &part)?;
     store.audit(unix_time(), &format!("the agent starts; an upgrade is {:?}", part.phase))?;
     let tried = matches!(part.phase, Phase::Trying | Phase::Healthy).then(|| part.active.other());
@@ -65,9 +78,32 @@ pub(crate) fn begin(
                 return Err(why);
             }
             let failed = part.step(Event::NothingBoots, None)?;
-            store.save(Which::Guest, sequence, &failed)?;
-            store.audit(unix_time(), &format!("nothing boots: {}: {}", why.code(), chain(&why)))?;
-            Err(why)
+            let sequence = store.save(Which::Guest, sequence, &failed)?;
+            let why = (why.code().to_owned(), chain(&why), why);
+            store.audit(unix_time(), &format!("nothing boots: {}: {}", why.0, why.1))?;
+            if failed.recovery.is_none() {
+                return Err(why.2);
+            }
+            match check(options, node, lock, Target::of_recovery(&store), progress) {
+                Ok(checked) => {
+                    store.keep_failure(Some(&(why.0, why.1)))?;
+                    store.audit(unix_time(), "the recovery release is started")?;
+                    Ok(Begin { sequence, part: failed, checked })
+                }
+                Err(error) => {
+                    let refusal = format!("no recovery: {}: {}", error.code(), chain(&error));
+                    tracing::error!("{refusal}");
+                    store.audit(unix_time(), &refusal)?;
+                    Err(why.2)
+                }
+            }
         }
     }
+}
+
+/// The recovery release that lies there, whatever the record says.
+fn present_recovery(options: &Options, store: &Store) -> Option<Digest> {
+    let roots = store.roots(&options.root, options.profile).ok()?;
+    let manifest = bundle::manifest(&store.staged(Place::Recovery), &roots, options.profile).ok()?;
+    Some(manifest.digest())
 }

@@ -5,13 +5,13 @@
 use super::hand_over::CarryError;
 use super::host::Host;
 use super::store::Store;
-use super::{Order, UpgradeError};
+use super::{Order, UpgradeError, probe};
 use crate::attest::{chain, unix_time};
-use crate::bundle::{self};
+use crate::bundle::{self, LaunchedAs};
 use crate::check::{CheckError, Checked, Options, Target, check};
 use crate::http::Shared;
-use crate::node::{NodeDir, NodeLock};
-use host_guest::{Task, ToGuest};
+use crate::node::{NodeDir, NodeLock, Place};
+use host_guest::ToGuest;
 use release::Digest;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,10 +23,12 @@ use upgrade::node::Which;
 
 /// How often the node is looked at while a release is tried.
 pub(super) const LOOK: Duration = Duration::from_millis(500);
-/// How often a release that is tried is held against its blessing.
-const JUDGE: Duration = Duration::from_secs(30);
+/// How often a release that is tried is sent a call.
+const PROBE: Duration = Duration::from_secs(2);
+/// How often the release that runs is held against its blessing.
+pub(super) const JUDGE: Duration = Duration::from_secs(30);
 /// Name of the reason that a release ended.
-const DOES_NOT_RUN: &str = "release-does-not-run";
+pub(super) const DOES_NOT_RUN: &str = "release-does-not-run";
 /// After an error of the disk.
 const PAUSE: Duration = Duration::from_secs(10);
 
@@ -51,8 +53,14 @@ pub(crate) struct Driver {
     pub(crate) agent: mpsc::Sender<Command>,
     pub(crate) sequence: u64,
     pub(crate) part: Part<Digest>,
-    /// The slot whose release runs.
-    pub(crate) running: Slot,
+    /// Which release runs.
+    pub(crate) running: Place,
+    /// How often the guest had been started again when it was last well.
+    pub(crate) last_well: u64,
+    /// The recovery release was to be started and may not be.
+    pub(crate) recovery_refused: bool,
+    /// When the release that runs was last held against its blessing.
+    pub(crate) judged: Option<Instant>,
     /// The host's part, on a machine of its own.
     pub(crate) host: Option<Host>,
 }
@@ -70,7 +78,7 @@ pub(super) enum Verdict {
 /// Why a phase could not be left as planned: a short fixed name, and words.
 pub(super) type Reason = (String, String);
 
-fn reason(error: &UpgradeError) -> Reason {
+pub(super) fn reason(error: &UpgradeError) -> Reason {
     (error.code().to_owned(), chain(error))
 }
 
@@ -87,7 +95,7 @@ impl Driver {
         self.show("");
         // What a power cut left of a key that is not to be there, or not known to be whole.
         let other = self.part.active.other();
-        if self.running != other
+        if self.running == Place::Slot(self.part.active)
             && !self.part.has_key(other)
             && let Err(error) = self.store.erase_key(other)
         {
@@ -109,11 +117,15 @@ impl Driver {
 
     /// Does what the present phase asks for. The host goes first: it has to run the release that the guest has now in any case,
     /// since it may come back to it.
-    async fn advance(&mut self) -> Result<(), UpgradeError> {
+    pub(super) async fn advance(&mut self) -> Result<(), UpgradeError> {
+        self.judge_what_runs();
         if self.host.as_ref().is_some_and(|host| !host.part.phase.is_settled())
             && self.part.phase.is_settled()
         {
             return self.advance_host().await;
+        }
+        if self.running == Place::Recovery {
+            return self.rescue().await;
         }
         match self.part.phase {
             Phase::Idle | Phase::Failed => self.fetch().await,
@@ -135,7 +147,12 @@ impl Driver {
             }
             Phase::Reverting => {
                 self.step("going back to the committed release");
-                self.switch(self.part.active, false).await?;
+                match self.switch(self.part.active, false).await {
+                    Err(error) if error.is_of_release() && self.part.recovery.is_some() => {
+                        return self.recover(reason(&error)).await;
+                    }
+                    switched => switched?,
+                }
                 self.store.erase_key(self.part.active.other())?;
                 self.keep(Event::Reverted, "the committed release runs again")
             }
@@ -144,6 +161,9 @@ impl Driver {
 
     /// Waits for an order and fetches what it asks for.
     async fn fetch(&mut self) -> Result<(), UpgradeError> {
+        if let Some(why) = self.has_given_up() {
+            return self.recover(why).await;
+        }
         let Some(order) = self.order()? else {
             sleep(LOOK).await;
             return Ok(());
@@ -199,10 +219,13 @@ impl Driver {
         }
         self.store.erase_key(other)?;
         self.step("writing the release into the other slot");
-        match self.store.stage(&release, other, &self.options.root, self.options.profile) {
+        match self
+            .roots()
+            .and_then(|roots| Ok(self.store.stage(&release, other, &roots, self.options.profile)?))
+        {
             Ok(()) => self.keep(Event::StageDone, "the release is in the other slot"),
             Err(error) => {
-                let why = reason(&error.into());
+                let why = reason(&error);
                 self.give_up(Event::StageFailed, why)
             }
         }
@@ -220,11 +243,21 @@ impl Driver {
             sleep(LOOK).await;
         }
         if !self.part.has_key(other) {
-            self.step("the running guest hands its key to the new release");
             while self.shared.read().state != "ready" {
+                if let Some(why) = self.has_given_up() {
+                    return self.give_up(Event::KeyRefused, why);
+                }
                 sleep(LOOK).await;
             }
-            return match self.hand_over(other).await {
+            let target = Target::of_slot(&self.options, &self.store, other, true);
+            let given = match self.give_recovery().await {
+                Ok(()) => {
+                    self.step("the running guest hands its key to the new release");
+                    self.hand_over(target).await
+                }
+                refused => refused,
+            };
+            return match given {
                 Ok(()) => self.keep(Event::KeyGiven, "the new release has the key"),
                 // The next start begins it again.
                 Err(UpgradeError::AgentEnded) => Err(UpgradeError::AgentEnded),
@@ -244,12 +277,10 @@ impl Driver {
         }
     }
 
-    /// Has the guest that runs hand the key to the release in a slot.
-    async fn hand_over(&mut self, slot: Slot) -> Result<(), UpgradeError> {
-        let documents = self.documents(slot)?;
-        let mut target = Target::of_slot(&self.options, &self.store, slot, true);
-        target.task = Task::Receive;
-        let checked = self.checked(target).await?;
+    /// Has the guest that runs hand the key to a release that was staged.
+    pub(super) async fn hand_over(&mut self, target: Target) -> Result<(), UpgradeError> {
+        let documents = self.documents(&target)?;
+        let checked = self.checked(target.receiving()).await?;
         let (answer, answered) = oneshot::channel();
         let asked = Command::HandOver { checked: Box::new(checked), documents, answer };
         self.agent.send(asked).await.map_err(|_| UpgradeError::AgentEnded)?;
@@ -259,7 +290,7 @@ impl Driver {
     }
 
     /// Checks what is to be launched, on a thread that may block.
-    async fn checked(&self, target: Target) -> Result<Checked, UpgradeError> {
+    pub(super) async fn checked(&self, target: Target) -> Result<Checked, UpgradeError> {
         let (options, node, lock) = (self.options.clone(), self.node.clone(), self.lock.clone());
         let checking =
             move || check(&options, &node, &lock, target, &|step| tracing::info!(step, "checking"));
@@ -271,15 +302,14 @@ impl Driver {
     fn commit(&self) -> Result<(), UpgradeError> {
         let path = self.store.manifest(self.part.active, &self.options.manifest);
         let release = self.manifest(&path)?;
-        let root = self.options.root.load(self.options.profile)?;
-        bundle::admit(&root, &path, &release, self.node.path(), false)?;
+        bundle::admit(&self.roots()?, &path, &release, self.node.path(), LaunchedAs::Committed)?;
         Ok(())
     }
 
     /// Looks at the guest's release that is tried.
     async fn observe(&mut self) -> Result<(), UpgradeError> {
         let other = self.part.active.other();
-        if self.running != other {
+        if self.running != Place::Slot(other) {
             // Its files are no longer what they were, so the committed release was started.
             let why = "the release that is tried cannot be started any more; the log says why".to_owned();
             return self.give_up(Event::HealthLost, (DOES_NOT_RUN.to_owned(), why));
@@ -300,7 +330,7 @@ impl Driver {
         let mut judged = Instant::now();
         let end = Instant::now() + patience.trial;
         let starts = self.shared.read().restarts;
-        let mut healthy_since: Option<Instant> = None;
+        let (mut healthy_since, mut probed): (Option<Instant>, Option<Instant>) = (None, None);
         loop {
             let status = self.shared.read();
             if judged.elapsed() > JUDGE {
@@ -313,8 +343,15 @@ impl Driver {
                 let why = status.reasons.last().map(|last| last.reason.clone()).unwrap_or_default();
                 return Verdict::Ill((DOES_NOT_RUN.to_owned(), why));
             }
-            let probed = status.state == "ready" && status.attested.is_some() && self.probe(&status).await;
-            healthy_since = probed.then(|| healthy_since.unwrap_or_else(Instant::now));
+            // Through the attested way.
+            let serves = status.state == "ready" && status.attested.is_some();
+            if !serves {
+                (healthy_since, probed) = (None, None);
+            } else if probed.is_none_or(|last| last.elapsed() >= PROBE) {
+                let answers = probe::answers(status.ports.http).await;
+                healthy_since = answers.then(|| healthy_since.unwrap_or_else(Instant::now));
+                probed = Some(Instant::now());
+            }
             match healthy_since {
                 Some(since) if since.elapsed() >= patience.healthy => return Verdict::Healthy,
                 _ if Instant::now() > end => {
@@ -336,26 +373,24 @@ impl Driver {
         }
     }
 
-    /// Whether the replica answers through the attested way.
-    async fn probe(&self, status: &crate::status::Status) -> bool {
-        let ask = async {
-            let stream = tokio::net::TcpStream::connect(("127.0.0.1", status.ports.http)).await.ok()?;
-            crate::http::get_once(stream, "127.0.0.1", "/api/v2/status", 64 * 1024).await.ok()
-        };
-        matches!(tokio::time::timeout(Duration::from_secs(20), ask).await, Ok(Some(_)))
-    }
-
     /// Has the agent run what is in a slot from now on.
-    async fn switch(&mut self, slot: Slot, tried: bool) -> Result<(), UpgradeError> {
-        if self.running == slot {
+    pub(super) async fn switch(&mut self, slot: Slot, tried: bool) -> Result<(), UpgradeError> {
+        if self.running == Place::Slot(slot) {
             return Ok(());
         }
         let checked = self.checked(Target::of_slot(&self.options, &self.store, slot, tried)).await?;
+        self.run_from_now(checked).await
+    }
+
+    /// Has the agent run what was checked from now on.
+    pub(super) async fn run_from_now(&mut self, checked: Checked) -> Result<(), UpgradeError> {
+        let place = checked.target.place;
         let (answer, answered) = oneshot::channel();
         let asked = Command::Switch { checked: Box::new(checked), answer };
         self.agent.send(asked).await.map_err(|_| UpgradeError::AgentEnded)?;
         answered.await.map_err(|_| UpgradeError::AgentEnded)?;
-        self.running = slot;
+        self.running = place;
+        self.last_well = self.shared.read().restarts;
         Ok(())
     }
 
@@ -368,7 +403,7 @@ impl Driver {
     }
 
     /// The order is carried out, or cannot be.
-    fn done(&self) {
+    pub(super) fn done(&self) {
         // If it stays, the same release is fetched again, which changes nothing.
         let _ = std::fs::remove_file(self.store.order());
     }
@@ -421,7 +456,7 @@ impl Driver {
         self.audit(&format!("{event:?}: {text}"))
     }
 
-    fn audit(&self, text: &str) -> Result<(), UpgradeError> {
+    pub(super) fn audit(&self, text: &str) -> Result<(), UpgradeError> {
         tracing::info!(text, "upgrade");
         let head = self.store.audit(unix_time(), text)?;
         self.show_audit(&head);
@@ -455,6 +490,7 @@ impl Driver {
             upgrade.phase = format!("{:?}", part.phase).to_lowercase();
             text.clone_into(&mut upgrade.step);
             upgrade.active = format!("{:?}", part.active).to_lowercase();
+            upgrade.recovery = part.recovery.map(|digest| digest.to_string()).unwrap_or_default();
             upgrade.incoming = part.incoming.map(|digest| digest.to_string()).unwrap_or_default();
             (upgrade.ordered, upgrade.host) = (ordered, host);
             (upgrade.code, upgrade.reason) = why;

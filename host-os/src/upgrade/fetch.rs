@@ -3,6 +3,9 @@
 //! What comes is believed because of its hash, which a signed manifest states, and hashed as it comes. TLS hides what is
 //! fetched and from whom; nothing rests on it.
 
+#[cfg(test)]
+mod tests;
+
 use super::delta;
 use http_body_util::{BodyExt, Empty, Limited};
 use hyper::body::{Bytes, Incoming};
@@ -40,6 +43,9 @@ pub enum FetchError {
         /// Why.
         reason: String,
     },
+    /// The server has none, or shows none.
+    #[error("{0} is not there; check the address")]
+    Absent(String),
     /// It is another file.
     #[error(
         "{address} is not the file that the manifest names ({what}); ask the release's owners or take another mirror"
@@ -75,7 +81,7 @@ impl FetchError {
     pub fn code(&self) -> &'static str {
         match self {
             Self::Address(_) => "fetch-address",
-            Self::Server { .. } => "fetch-failed",
+            Self::Server { .. } | Self::Absent(_) => "fetch-failed",
             Self::Wrong { .. } => "fetch-wrong-file",
             Self::DiskFull { .. } => "fetch-disk-full",
             Self::Disk { source, .. } if source.kind() == io::ErrorKind::StorageFull => "fetch-disk-full",
@@ -108,6 +114,17 @@ impl Source {
         }
     }
 
+    /// Where a release in a directory beside this one's manifest lies.
+    pub(super) fn within(&self, directory: &str) -> Self {
+        let own = self.manifest.rsplit_once('/').map_or("", |(parent, _)| parent);
+        let mirrors = self.mirrors.iter();
+        Self {
+            manifest: format!("{own}/{directory}/manifest.json"),
+            mirrors: mirrors.map(|one| format!("{}/{directory}", one.trim_end_matches('/'))).collect(),
+            bytes_per_second: self.bytes_per_second,
+        }
+    }
+
     /// Addresses of a file of the release, the first choice first.
     pub fn addresses(&self, name: &str) -> Vec<String> {
         let own = self.manifest.rsplit_once('/').map(|(directory, _)| directory);
@@ -125,10 +142,13 @@ fn failed(address: &str) -> impl Fn(String) -> FetchError {
     move |reason| FetchError::Server { address: address.to_owned(), reason }
 }
 
-/// A small document: at most `limit` bytes.
-pub(super) async fn document(address: &str, limit: usize) -> Result<Vec<u8>, FetchError> {
+/// A document: at most `limit` bytes, and at most `rate` in a second.
+pub(super) async fn document(address: &str, limit: usize, rate: Option<u64>) -> Result<Vec<u8>, FetchError> {
     if let Some(path) = local(address) {
-        let file = tokio::fs::File::open(path).await.map_err(|error| failed(address)(error.to_string()))?;
+        let file = tokio::fs::File::open(path).await.map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => FetchError::Absent(address.to_owned()),
+            _ => failed(address)(error.to_string()),
+        })?;
         let mut bytes = Vec::new();
         file.take(limit as u64 + 1)
             .read_to_end(&mut bytes)
@@ -140,21 +160,55 @@ pub(super) async fn document(address: &str, limit: usize) -> Result<Vec<u8>, Fet
         return Ok(bytes);
     }
     let answer = get(address, 0).await?;
-    let body = timeout(PATIENCE, Limited::new(answer.into_body(), limit).collect()).await;
-    let body = body.map_err(|_| failed(address)("it took too long".to_owned()))?;
-    Ok(body.map_err(|error| failed(address)(error.to_string()))?.to_bytes().to_vec())
+    let (began, mut bytes) = (Instant::now(), Vec::new());
+    let mut body = Limited::new(answer.into_body(), limit);
+    while let Some(frame) = timeout(PATIENCE, body.frame()).await.map_err(|_| halted(address))? {
+        let frame = frame.map_err(|error| failed(address)(error.to_string()))?;
+        bytes.extend(frame.into_data().unwrap_or_default());
+        keep_to(rate, bytes.len() as u64, began).await;
+    }
+    Ok(bytes)
+}
+
+fn halted(address: &str) -> FetchError {
+    failed(address)("it came to a halt".to_owned())
+}
+
+/// Waits until so many bytes may have moved.
+async fn keep_to(rate: Option<u64>, moved: u64, began: Instant) {
+    if let Some(rate) = rate.filter(|rate| *rate > 0) {
+        let due = Duration::from_secs_f64(moved as f64 / rate as f64);
+        tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
+    }
 }
 
 /// A document beside the manifest, from the first address that has it.
 pub(super) async fn beside(source: &Source, name: &str, limit: usize) -> Result<Vec<u8>, FetchError> {
     let mut last = FetchError::Address(source.manifest.clone());
     for address in source.addresses(name) {
-        match document(&address, limit).await {
+        match document(&address, limit, source.bytes_per_second).await {
             Ok(bytes) => return Ok(bytes),
             Err(error) => last = error,
         }
     }
     Err(last)
+}
+
+/// The same if an address has it; none where each server says that it has none.
+pub(super) async fn beside_if_there(
+    source: &Source,
+    name: &str,
+    limit: usize,
+) -> Result<Option<Vec<u8>>, FetchError> {
+    let mut failed = None;
+    for address in source.addresses(name) {
+        match document(&address, limit, source.bytes_per_second).await {
+            Ok(bytes) => return Ok(Some(bytes)),
+            Err(FetchError::Absent(_)) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), Err)
 }
 
 /// A file of a release, into `directory`. Where the release that runs has a file `former` and the server a difference to it,
@@ -277,7 +331,7 @@ async fn from(
         return Err(FetchError::DiskFull { path: path.to_owned(), needed: file.size - have, free });
     }
     if local(address).is_some() {
-        let bytes = document(address, usize::try_from(file.size).unwrap_or(usize::MAX)).await?;
+        let bytes = document(address, usize::try_from(file.size).unwrap_or(usize::MAX), None).await?;
         if Sha256::digest(&bytes)[..] != file.sha256.0 {
             return Err(FetchError::Wrong { address: address.to_owned(), what: "its hash differs" });
         }
@@ -294,9 +348,7 @@ async fn from(
     part.seek(io::SeekFrom::Start(have)).await.map_err(disk)?;
     let (began, mut moved) = (Instant::now(), 0_u64);
     let mut body = answer.into_body();
-    while let Some(frame) =
-        timeout(PATIENCE, body.frame()).await.map_err(|_| failed(address)("it came to a halt".to_owned()))?
-    {
+    while let Some(frame) = timeout(PATIENCE, body.frame()).await.map_err(|_| halted(address))? {
         let frame = frame.map_err(|error| failed(address)(error.to_string()))?;
         let Ok(data) = frame.into_data() else { continue };
         moved += data.len() as u64;
@@ -313,10 +365,7 @@ async fn from(
             _ => disk(source),
         })?;
         progress(have);
-        if let Some(limit) = limit.filter(|limit| *limit > 0) {
-            let due = Duration::from_secs_f64(moved as f64 / limit as f64);
-            tokio::time::sleep(due.saturating_sub(began.elapsed())).await;
-        }
+        keep_to(limit, moved, began).await;
     }
     part.flush().await.map_err(disk)?;
     part.sync_all().await.map_err(disk)?;
@@ -350,6 +399,10 @@ async fn get(address: &str, start: u64) -> Result<Response<Incoming>, FetchError
         let location = answer.headers().get(LOCATION).and_then(|to| to.to_str().ok());
         match location {
             Some(to) if status.is_redirection() && to.contains("://") => address = to.to_owned(),
+            // Some stores of files say so of what they do not have.
+            _ if matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE | StatusCode::FORBIDDEN) => {
+                return Err(FetchError::Absent(address));
+            }
             _ => return Err(failed(&address)(format!("the server answers {status}"))),
         }
     }

@@ -9,6 +9,8 @@ pub(crate) mod driver;
 mod fetch;
 pub mod hand_over;
 pub(crate) mod host;
+mod probe;
+mod recovery;
 mod releases;
 mod status;
 mod store;
@@ -48,11 +50,16 @@ pub enum UpgradeError {
     /// The files were exchanged since they were looked at.
     #[error("another release lies there than the one that was verified; ask for the upgrade again")]
     AnotherRelease,
-    /// Both slots are bad.
+    /// Both slots are bad, and there is no recovery release.
     #[error(
-        "neither slot has a release with a key to start with; restore the node's directory, or install the node anew, which loses what it stored"
+        "neither slot has a release with a key to start with, and no recovery release can be started; restore the node's directory, or install the node anew, which loses what it stored"
     )]
     NothingBoots,
+    /// Somebody without an operator's key wants to bring a release to a node in recovery.
+    #[error(
+        "this node is in recovery and takes a release only from an operator; ask for it with --node, --node-key and --key"
+    )]
+    NoOperator,
     /// The machine or the release is not fit for a launch.
     #[error(transparent)]
     Check(#[from] CheckError),
@@ -86,7 +93,12 @@ impl UpgradeError {
         match self {
             Self::Release(error) | Self::Check(CheckError::Release(error)) => !matches!(
                 error,
-                R::Copy { .. } | R::Seen(_) | R::Anchor(_) | R::Unwritable { .. } | R::Root { .. }
+                R::Copy { .. }
+                    | R::Seen(_)
+                    | R::Anchor(_)
+                    | R::Unwritable { .. }
+                    | R::Root { .. }
+                    | R::NextRoot { .. }
             ),
             Self::AnotherRelease | Self::NothingBoots => true,
             _ => false,
@@ -102,6 +114,7 @@ impl UpgradeError {
             Self::Order { .. } => "upgrade-store",
             Self::AnotherRelease => "upgrade-another-release",
             Self::NothingBoots => "upgrade-nothing-boots",
+            Self::NoOperator => "recovery-without-operator",
             Self::Check(error) => error.code(),
             Self::HandOver(error) => error.code(),
             Self::AgentEnded => "agent-ended",

@@ -14,6 +14,9 @@ pub struct Order {
     /// are down at once. The release is fetched and staged at once.
     #[serde(default)]
     pub not_before: u64,
+    /// The operator whose key it came with: the node itself says so, whatever a request does. None on the node's own machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
 }
 
 /// How an upgrade goes, for status.
@@ -25,6 +28,9 @@ pub struct UpgradeStatus {
     pub step: String,
     /// The committed slot: "a" or "b".
     pub active: String,
+    /// Digest of the recovery release that has a key; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub recovery: String,
     /// Digest of the release that is being brought.
     pub incoming: String,
     /// Bytes of it that are here, and all.
@@ -37,6 +43,9 @@ pub struct UpgradeStatus {
     pub code: String,
     /// The same in words.
     pub reason: String,
+    /// Why the release that runs gets and gives no keys now, such as that its blessing has expired; empty while all is well.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub no_keys: String,
     /// Entries of the audit log.
     pub audit_entries: u64,
     /// Digest of its last entry.

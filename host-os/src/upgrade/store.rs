@@ -7,14 +7,16 @@
 //! | `upgrade.json` | the order that is being carried out |
 //! | `upgrade.failed` | why the last one was given up |
 //! | `audit.log` | what happened, as `upgrade::audit` says |
-//! | `incoming/` | a release that is being fetched |
+//! | `incoming/` | a release that is being fetched, and in `recovery/` the recovery release that comes with it |
 //! | `slot-a/`, `slot-b/` | releases; a node's first one stays where it was installed from |
-//! | `disk.img`, `disk-b.img` | the guest's disks of the two slots |
+//! | `slot-r/` | the recovery release; in `slot-r.new/` the one that comes, until it has its key |
+//! | `roots/` | the roots that the node has followed, each as `release::root_file` calls it |
+//! | `disk.img`, `disk-b.img`, `disk-r.img`, `disk-r.new.img` | the guests' disks of these |
 
 use super::{Order, UpgradeError};
 use crate::bundle::{self, ReleaseError, ReleaseFiles, RootSource};
-use crate::node::{NodeDir, write_atomically};
-use release::{ApprovedManifest, BLESSING_FILE, Digest, Profile};
+use crate::node::{NodeDir, Place, write_atomically};
+use release::{ApprovedManifest, BLESSING_FILE, Digest, Profile, Roots, root_file};
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
@@ -85,7 +87,7 @@ impl Store {
     pub const FILES: [&str; 5] =
         ["upgrade.record", "upgrade-host.record", "upgrade.json", "upgrade.failed", "audit.log"];
     /// Folders.
-    pub const FOLDERS: [&str; 3] = ["incoming", "slot-a", "slot-b"];
+    pub const FOLDERS: [&str; 6] = ["incoming", "slot-a", "slot-b", "slot-r", "slot-r.new", "roots"];
 
     /// In the directory of a node.
     pub fn of(node: &NodeDir) -> Store {
@@ -149,23 +151,81 @@ impl Store {
         self.0.path().join("incoming")
     }
 
-    /// Directory of the release in a slot.
-    pub fn slot(&self, slot: Slot) -> PathBuf {
-        self.0.path().join(match slot {
-            Slot::A => "slot-a",
-            Slot::B => "slot-b",
+    fn root(&self, version: u64) -> PathBuf {
+        self.0.path().join("roots").join(root_file(version))
+    }
+
+    /// The root from which trust starts, and those that the node has followed.
+    pub fn roots(&self, first: &RootSource, profile: Profile) -> Result<Roots, ReleaseError> {
+        let mut roots = Roots::from(first.load(profile)?);
+        loop {
+            let path = self.root(roots.present().version() + 1);
+            match fs::read(&path) {
+                Ok(next) => roots
+                    .follow(&next)
+                    .map_err(|source| ReleaseError::NextRoot { path, source: Box::new(source) })?,
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(roots),
+                Err(source) => return Err(ReleaseError::Unreadable { path, source }),
+            }
+        }
+    }
+
+    /// Keeps the root that was followed last.
+    pub(crate) fn keep_root(&self, roots: &Roots) -> Result<(), StoreError> {
+        let path = self.root(roots.present().version());
+        let folder = self.0.path().join("roots");
+        fs::create_dir_all(&folder).map_err(failed("make", &folder))?;
+        write_atomically(&path, &roots.present().to_bytes()).map_err(failed("write", &path))
+    }
+
+    /// The roots that a guest may have to follow, oldest first: its image may be older than this program, and it passes over what
+    /// it has.
+    pub(crate) fn roots_for_guests(&self, roots: &Roots) -> Vec<String> {
+        let known: Vec<_> = std::iter::once(roots.present()).chain(roots.earlier()).collect();
+        let first = known.last().map_or(0, |root| root.version());
+        // An earlier program followed these until it was replaced by this one.
+        let before = (1..first).rev().map_while(|version| fs::read(self.root(version)).ok());
+        let known = known.iter().filter(|root| root.version() > 1).map(|root| root.to_bytes());
+        let mut texts: Vec<_> =
+            known.chain(before).map(|root| String::from_utf8_lossy(&root).into_owned()).collect();
+        texts.reverse();
+        texts
+    }
+
+    /// Where the recovery release that comes with it is fetched to; it exists if the blessing names one.
+    pub(crate) fn incoming_recovery(&self) -> PathBuf {
+        self.incoming().join(RECOVERY)
+    }
+
+    /// Directory of a release.
+    pub fn slot(&self, place: impl Into<Place>) -> PathBuf {
+        self.0.path().join(match place.into() {
+            Place::Slot(Slot::A) => "slot-a",
+            Place::Slot(Slot::B) => "slot-b",
+            Place::Recovery => "slot-r",
+            Place::NextRecovery => "slot-r.new",
         })
+    }
+
+    /// Manifest of a release that was staged.
+    pub(crate) fn staged(&self, place: impl Into<Place>) -> PathBuf {
+        self.slot(place).join(MANIFEST)
     }
 
     /// Manifest of the release in a slot. A node's first release was never staged: it is where it was `installed`.
     pub fn manifest(&self, slot: Slot, installed: &Path) -> PathBuf {
-        let staged = self.slot(slot).join(MANIFEST);
+        let staged = self.staged(slot);
         if staged.exists() || slot == Slot::B { staged } else { installed.to_owned() }
     }
 
     /// Manifest of the release that the node runs or, unless it is `running`, starts with next.
     pub fn runs(&self, installed: &Path, running: bool) -> Result<PathBuf, UpgradeError> {
-        let Some((_, part)) = self.load(Which::Guest)? else { return Ok(installed.to_owned()) };
+        let part = match self.load(Which::Guest) {
+            Ok(Some((_, part))) => part,
+            // Nobody knows: the agent will say so.
+            Ok(None) | Err(StoreError::Record(_)) => return Ok(installed.to_owned()),
+            Err(error) => return Err(error.into()),
+        };
         let part = if running { part } else { part.step(Event::Crash, None)? };
         let slot = match part.phase {
             Phase::Trying | Phase::Healthy => part.active.other(),
@@ -240,23 +300,26 @@ impl Store {
         Ok(head)
     }
 
-    /// Puts the release that was fetched into a slot and reads it back. `digest` is the one that was verified.
+    /// Puts a release that was fetched and verified where it is started from, and reads it back.
     pub fn stage(
         &self,
         release: &ApprovedManifest,
-        slot: Slot,
-        root: &RootSource,
+        place: impl Into<Place>,
+        roots: &Roots,
         profile: Profile,
     ) -> Result<(), StoreError> {
-        let (from, to) = (self.incoming(), self.slot(slot));
-        if to.exists() {
-            fs::remove_dir_all(&to).map_err(failed("empty", &to))?;
-        }
+        let place = place.into();
+        let from = match place {
+            Place::Slot(_) => self.incoming(),
+            Place::Recovery | Place::NextRecovery => self.incoming_recovery(),
+        };
+        let to = self.slot(place);
+        remove(&to)?;
         DirBuilder::new().mode(0o700).create(&to).map_err(failed("make", &to))?;
         copy(release.manifest(), &from, &to)?;
         File::open(&to).and_then(|directory| directory.sync_all()).map_err(failed("write", &to))?;
         self.sync_directory()?;
-        self.read_back(release, &to, root, profile)
+        self.read_back(release, &to, roots, profile)
             .map_err(|source| StoreError::ReadBack { path: to, source: Box::new(source) })
     }
 
@@ -283,11 +346,11 @@ impl Store {
         &self,
         expected: &ApprovedManifest,
         slot: &Path,
-        root: &RootSource,
+        roots: &Roots,
         profile: Profile,
     ) -> Result<(), ReleaseError> {
         let path = slot.join(MANIFEST);
-        let found = bundle::manifest(&path, &root.load(profile)?, profile)?;
+        let found = bundle::manifest(&path, roots, profile)?;
         if found.digest() != expected.digest() {
             let source = io::Error::other("it is another manifest");
             return Err(ReleaseError::Unreadable { path, source });
@@ -295,9 +358,30 @@ impl Store {
         ReleaseFiles::read(&path, found)?.check_all()
     }
 
-    /// Erases the guest's disk of a slot, and with it the key that is wrapped for the slot's release.
-    pub fn erase_key(&self, slot: Slot) -> Result<(), StoreError> {
-        let path = self.0.disk_path(slot);
+    /// The recovery release that has come takes the place of the one before, with its key. After a power cut on the way there may be
+    /// none; the upgrade that goes on then begins with this again.
+    pub(crate) fn take_next_recovery(&self) -> Result<(), StoreError> {
+        self.erase_key(Place::Recovery)?;
+        let rename = |from: PathBuf, to: PathBuf| fs::rename(from, &to).map_err(failed("write", &to));
+        let to = self.slot(Place::Recovery);
+        remove(&to)?;
+        rename(self.slot(Place::NextRecovery), to)?;
+        rename(self.0.disk_path(Place::NextRecovery), self.0.disk_path(Place::Recovery))?;
+        self.sync_directory()
+    }
+
+    /// There is no recovery release any more: the key first.
+    pub(crate) fn drop_recovery(&self) -> Result<(), StoreError> {
+        for place in [Place::Recovery, Place::NextRecovery] {
+            self.erase_key(place)?;
+            remove(&self.slot(place))?;
+        }
+        self.sync_directory()
+    }
+
+    /// Erases the guest's disk of a release, and with it the key that is wrapped for it.
+    pub fn erase_key(&self, place: impl Into<Place>) -> Result<(), StoreError> {
+        let path = self.0.disk_path(place);
         let file = match OpenOptions::new().write(true).open(&path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -319,6 +403,16 @@ impl Store {
 }
 
 const MANIFEST: &str = "manifest.json";
+/// The directory of a recovery release, beside the manifest of the release that it comes with.
+pub(super) const RECOVERY: &str = "recovery";
+
+/// Removes a folder, which need not be there.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed("empty", path)(error)),
+        _ => Ok(()),
+    }
+}
 
 /// Copies what a guest's slot holds; the manifest, by which a slot is known to hold a release, last.
 fn copy(manifest: &release::Manifest, from: &Path, to: &Path) -> Result<(), StoreError> {
@@ -350,4 +444,51 @@ fn printable(text: &str) -> String {
         text.push('?');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A release with a key, as far as the store looks at it.
+    fn put(store: &Store, place: Place, content: &str) {
+        fs::create_dir(store.slot(place)).unwrap();
+        fs::write(store.staged(place), content).unwrap();
+        fs::write(store.0.disk_path(place), content).unwrap();
+    }
+
+    fn found(store: &Store, place: Place) -> [Option<String>; 2] {
+        [store.staged(place), store.0.disk_path(place)].map(|path| fs::read_to_string(path).ok())
+    }
+
+    #[test]
+    fn the_recovery_release_changes_with_its_key_and_goes_with_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::of(&NodeDir::at(directory.path()));
+        let both = |content: &str| [Some(content.to_owned()), Some(content.to_owned())];
+        put(&store, Place::NextRecovery, "one");
+        store.take_next_recovery().unwrap();
+        assert_eq!(found(&store, Place::Recovery), both("one"));
+        put(&store, Place::NextRecovery, "two");
+        // A hard link shows what becomes of the blocks of the old vault.
+        let kept = directory.path().join("kept");
+        fs::hard_link(store.0.disk_path(Place::Recovery), &kept).unwrap();
+        store.take_next_recovery().unwrap();
+        assert_eq!(found(&store, Place::Recovery), both("two"));
+        assert_eq!(found(&store, Place::NextRecovery), [None, None]);
+        assert!(fs::read(&kept).unwrap().iter().all(|byte| *byte == 0), "the old key was not overwritten");
+        store.drop_recovery().unwrap();
+        assert_eq!(found(&store, Place::Recovery), [None, None]);
+        store.drop_recovery().unwrap();
+        assert!(store.take_next_recovery().is_err(), "there is none");
+    }
+
+    #[test]
+    fn a_record_that_nobody_can_read_names_no_release() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::of(&NodeDir::at(directory.path()));
+        fs::write(directory.path().join("upgrade.record"), [7; 5000]).unwrap();
+        assert!(matches!(store.load(Which::Guest), Err(StoreError::Record(_))));
+        assert_eq!(store.runs(Path::new("installed"), true).unwrap(), Path::new("installed"));
+    }
 }

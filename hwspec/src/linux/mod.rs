@@ -11,6 +11,8 @@ mod sev;
 mod storage;
 mod sys;
 
+pub use node::{QEMU_QUESTIONS, qemu_answers};
+
 use crate::probe::{MAX_ITEMS, Probe, clean};
 use crate::seen::Seen;
 use std::collections::BTreeSet;
@@ -22,7 +24,7 @@ use std::path::Path;
 const MAX_READ: u64 = 4 << 20;
 
 /// Probes this machine. `directory` is where the node keeps its state; if it does not exist yet, its nearest
-/// existing parent is judged. Makes (and removes) a small file there and runs QEMU four times for its version
+/// existing parent is judged. Makes (and removes) a small file there and asks QEMU for its version
 /// and lists. Registers, SMBIOS, drive health and the Secure Processor need root.
 pub fn this_machine(directory: &Path) -> Probe {
     let smbios = firmware::smbios();

@@ -1,13 +1,14 @@
 //! What a node needs beside the machine: network links, kernel, the node's directory, QEMU.
 
-use super::{MAX_READ, list, names, number, reason, text};
-use crate::probe::{Directory, Kernel, Nic, Qemu, clean};
+use super::{MAX_READ, list, names, number, read, reason, text};
+use crate::probe::{Directory, IMAGE_QEMU, Kernel, Nic, Qemu, clean};
 use crate::seen::Seen;
 use nix::sys::{
     statfs::{FsType, TMPFS_MAGIC, statfs},
     statvfs::statvfs,
     utsname::uname,
 };
+use serde_json::Value;
 use std::fs::OpenOptions;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -81,63 +82,77 @@ fn make_nvram_file(directory: &Path) -> io::Result<()> {
 }
 
 pub(super) fn qemu() -> Qemu {
-    let ask = |arguments: &[&str]| -> io::Result<String> {
-        let mut child = Command::new(QEMU)
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stderr(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
-        let mut bytes = Vec::new();
-        if let Some(stdout) = child.stdout.take() {
-            stdout.take(MAX_READ).read_to_end(&mut bytes)?;
-        }
-        child.wait()?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let lists = |arguments: &[&str], parse: fn(&str) -> Vec<String>| match ask(arguments) {
-        Ok(text) => Seen::Known(parse(&text)),
-        Err(error) => Seen::Unknown(reason(QEMU, &error)),
-    };
-    match ask(&["--version"]) {
-        Ok(text) => Qemu {
-            version: Seen::or(qemu_version(&text), "QEMU did not print its version"),
-            accelerators: lists(&["-accel", "help"], qemu_accelerators),
-            devices: lists(&["-device", "help"], qemu_devices),
-            objects: lists(&["-object", "help"], qemu_accelerators),
-        },
+    // Where processors are emulated, a start of QEMU takes longer than all else that is done before the guest's.
+    if let Some(known) = read(IMAGE_QEMU).ok().and_then(|text| serde_json::from_str(&text).ok()) {
+        return known;
+    }
+    match ask_qemu() {
+        Ok(text) => qemu_answers(&text),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Qemu {
             version: Seen::Known("not installed".to_owned()),
             accelerators: Seen::Known(Vec::new()),
             devices: Seen::Known(Vec::new()),
             objects: Seen::Known(Vec::new()),
         },
-        Err(error) => {
-            let reason = reason(QEMU, &error);
-            Qemu {
-                version: Seen::unknown(&reason),
-                accelerators: Seen::unknown(&reason),
-                devices: Seen::unknown(&reason),
-                objects: Seen::unknown(&reason),
-            }
-        }
+        Err(error) => no_answer(&reason(QEMU, &error)),
     }
 }
 
-/// `QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)` has version 7.2.22.
-fn qemu_version(text: &str) -> Option<String> {
-    let version = text.lines().next()?.strip_prefix("QEMU emulator version ")?;
-    version.split_whitespace().next().map(clean)
+/// What a QEMU without a machine is asked (QEMU Machine Protocol), for [`qemu_answers`].
+pub const QEMU_QUESTIONS: &str = r#"{"execute":"qmp_capabilities"}
+{"execute":"qom-list-types","arguments":{"implements":"accel","abstract":false}}
+{"execute":"qom-list-types","arguments":{"implements":"device","abstract":false}}
+{"execute":"qom-list-types","arguments":{"implements":"user-creatable","abstract":false}}
+{"execute":"quit"}
+"#;
+
+fn ask_qemu() -> io::Result<String> {
+    let mut child = Command::new(QEMU)
+        .args(["-machine", "none", "-nodefaults", "-display", "none", "-qmp", "stdio"])
+        .stdin(Stdio::piped())
+        .stderr(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // Shorter than a pipe holds. A QEMU that ended already shows by what it does not answer.
+        let _ = stdin.write_all(QEMU_QUESTIONS.as_bytes());
+        let mut bytes = Vec::new();
+        if let Some(stdout) = child.stdout.take() {
+            stdout.take(MAX_READ).read_to_end(&mut bytes)?;
+        }
+        child.wait()?;
+        return Ok(String::from_utf8_lossy(&bytes).into_owned());
+    }
+    Ok(String::new())
 }
 
-/// A heading, then one name on each line; so are object types.
-fn qemu_accelerators(text: &str) -> Vec<String> {
-    list(text.lines().skip(1).map(str::trim).filter(|line| !line.is_empty()))
+fn no_answer(reason: &str) -> Qemu {
+    Qemu {
+        version: Seen::unknown(reason),
+        accelerators: Seen::unknown(reason),
+        devices: Seen::unknown(reason),
+        objects: Seen::unknown(reason),
+    }
 }
 
-/// Lines such as `name "virtio-blk-pci", bus PCI, alias "virtio-blk"`.
-fn qemu_devices(text: &str) -> Vec<String> {
-    list(text.lines().filter_map(|line| Some(line.strip_prefix("name \"")?.split_once('"')?.0)))
+/// Reads a greeting and the answers to [`QEMU_QUESTIONS`]. What is not among them is unknown.
+pub fn qemu_answers(text: &str) -> Qemu {
+    let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let version = lines.iter().find_map(|line| {
+        let version = line.pointer("/QMP/version/qemu")?;
+        let part = |name: &str| version.get(name)?.as_u64();
+        Some(format!("{}.{}.{}", part("major")?, part("minor")?, part("micro")?))
+    });
+    let mut lists = lines.iter().filter_map(|line| line.get("return")?.as_array());
+    let mut next = || {
+        let types = lists.next().map(|types| {
+            let names = types.iter().filter_map(|found| found.get("name")?.as_str());
+            list(names.map(|name| name.strip_suffix("-accel").unwrap_or(name)))
+        });
+        Seen::or(types, "QEMU did not answer")
+    };
+    let (accelerators, devices, objects) = (next(), next(), next());
+    Qemu { version: Seen::or(version, "QEMU did not greet"), accelerators, devices, objects }
 }
 
 #[cfg(test)]
@@ -148,15 +163,33 @@ mod tests {
 
     #[test]
     fn reads_qemu() {
-        let text = "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)\nCopyright (c) 2003-2022\n";
-        assert_eq!(qemu_version(text).as_deref(), Some("7.2.22"));
-        assert_eq!(qemu_version("bash: no such thing"), None);
-        let text = "Accelerators supported in QEMU binary:\ntcg\nkvm\n";
-        assert_eq!(qemu_accelerators(text), ["tcg", "kvm"]);
-        let text = "List of user creatable objects:\n  rng-random\n  sev-snp-guest\n";
-        assert_eq!(qemu_accelerators(text), ["rng-random", "sev-snp-guest"]);
-        let text = "Storage devices:\nname \"virtio-blk-pci\", bus PCI, alias \"virtio-blk\"\n\nname \"pci-bridge\", bus PCI\n";
-        assert_eq!(qemu_devices(text), ["virtio-blk-pci", "pci-bridge"]);
+        let text = r#"{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": ["oob"]}}
+{"return": {}}
+{"return": [{"name": "tcg-accel", "parent": "accel"}, {"name": "kvm-accel", "parent": "accel"}]}
+{"return": [{"name": "virtio-blk-pci", "parent": "virtio-blk-pci-base"}, {"name": "pci-bridge"}]}
+{"return": [{"name": "rng-random"}, {"name": "sev-snp-guest"}]}
+{"timestamp": {"seconds": 1, "microseconds": 2}, "event": "SHUTDOWN", "data": {"guest": false}}
+"#;
+        let found = qemu_answers(text);
+        assert_eq!(found.version, Seen::Known("7.2.22".to_owned()));
+        assert_eq!(found.accelerators.get().unwrap(), &["tcg", "kvm"]);
+        assert_eq!(found.devices.get().unwrap(), &["virtio-blk-pci", "pci-bridge"]);
+        assert_eq!(found.objects.get().unwrap(), &["rng-random", "sev-snp-guest"]);
+        for other in ["", "bash: no such thing", r#"{"QMP": {}}"#, r#"{"return": {}}"#] {
+            assert!(qemu_answers(other).version.get().is_err() && qemu_answers(other).devices.get().is_err());
+        }
+    }
+
+    #[test]
+    fn this_machines_qemu_answers() {
+        let found = qemu();
+        // A machine without QEMU may run the tests too.
+        if found.version != Seen::Known("not installed".to_owned()) {
+            assert!(found.version.get().unwrap().contains('.'));
+            assert!(found.accelerators.get().unwrap().iter().any(|name| name == "tcg"), "{found:?}");
+            assert!(found.devices.get().unwrap().iter().any(|name| name == "virtio-blk-pci"));
+            assert!(found.objects.get().unwrap().iter().any(|name| name == "rng-random"));
+        }
     }
 
     #[test]
@@ -176,10 +209,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn parsers_never_panic(text in "(?s)(name \"|QEMU emulator version |\n| |\"|.){0,60}") {
-            qemu_version(&text);
-            qemu_accelerators(&text);
-            qemu_devices(&text);
+        fn parsers_never_panic(text in r#"(?s)(\{"return": \[|\{"name": "|\{"QMP": |"\}|\]|\}|,|\n| |.){0,60}"#) {
+            qemu_answers(&text);
         }
     }
 }

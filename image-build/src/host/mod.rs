@@ -69,6 +69,9 @@ pub enum HostError {
     /// The root file system.
     #[error(transparent)]
     Tree(#[from] tree::TreeError),
+    /// Its QEMU.
+    #[error("the QEMU of the host's root does not say what it can do: {0:?}; renew the lock")]
+    Qemu(Box<hwspec::probe::Qemu>),
     /// Its hash tree.
     #[error(transparent)]
     Verity(#[from] verity::SizeError),
@@ -131,7 +134,12 @@ pub fn build(workshop: &Workshop, profile: Profile, trusted: Option<&[u8]>) -> R
 
     let step = Step::start("host image", 0);
     let image = files::read(&root.image)?;
-    let tree = verity::Tree::new(&image, root_salt()).map_err(HostError::from)?;
+    let version = env!("CARGO_PKG_VERSION");
+    let release =
+        format!("ID=redoubt\nNAME=Redoubt\nPRETTY_NAME=\"Redoubt HostOS {version}\"\nVERSION_ID={version}\n");
+    let (stub, linux) = (stub(workshop)?, files::read(&kernel.image)?);
+    let salt = root_salt(&[&stub, release.as_bytes(), host.command_line.as_bytes(), &linux]);
+    let tree = verity::Tree::new(&image, salt).map_err(HostError::from)?;
     let (data, hashes) = layout::root_identifiers(&tree.root);
     let command_line = format!(
         "{} init=/{} root=/dev/dm-0 rootfstype=erofs ro dm-mod.create=\"root,,0,ro,{}\"",
@@ -139,15 +147,9 @@ pub fn build(workshop: &Workshop, profile: Profile, trusted: Option<&[u8]>) -> R
         tree::AGENT,
         tree.table(&format!("PARTUUID={data}"), &format!("PARTUUID={hashes}")),
     );
-    let version = env!("CARGO_PKG_VERSION");
-    let release =
-        format!("ID=redoubt\nNAME=Redoubt\nPRETTY_NAME=\"Redoubt HostOS {version}\"\nVERSION_ID={version}\n");
-    let sections = [
-        (".osrel", release.as_bytes()),
-        (".cmdline", command_line.as_bytes()),
-        (".linux", &files::read(&kernel.image)?),
-    ];
-    let uki = pe::unified_kernel_image(&stub(workshop)?, &sections).map_err(HostError::from)?;
+    let sections =
+        [(".osrel", release.as_bytes()), (".cmdline", command_line.as_bytes()), (".linux", linux.as_slice())];
+    let uki = pe::unified_kernel_image(&stub, &sections).map_err(HostError::from)?;
     let images = HostImages {
         uki: File::describe(names::UKI, &uki),
         uki_authenticode: Digest(pe::authenticode_hash(&uki).map_err(HostError::from)?),
@@ -185,10 +187,15 @@ pub fn measured(uki: &[u8]) -> Result<Measured, HostError> {
     })
 }
 
-/// What is hashed before each block of the root: the same in every build.
-#[must_use]
-pub fn root_salt() -> [u8; 32] {
-    Sha256::digest(layout::identifier("host root salt").0).into()
+/// What is hashed before each block of the root: it follows from everything else in the kernel image. The root hash names the slot
+/// that a kernel image starts, so another kernel has to come with another root hash, also if the root stays the same.
+fn root_salt(parts: &[&[u8]]) -> [u8; 32] {
+    let mut hash = Sha256::new_with_prefix(layout::identifier("host root salt").0);
+    for part in parts {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
 }
 
 /// systemd's stub, which makes an executable of UEFI out of a kernel.
@@ -199,7 +206,20 @@ pub fn stub(workshop: &Workshop) -> Result<Vec<u8>> {
 
 #[cfg(test)]
 mod tests {
+    use super::root_salt;
     use std::path::PathBuf;
+
+    #[test]
+    fn whatever_changes_in_the_kernel_image_changes_the_salt() {
+        let all = [&b"stub"[..], b"osrel", b"line", b"linux"];
+        assert_eq!(root_salt(&all), root_salt(&all));
+        for index in 0..all.len() {
+            let mut other = all;
+            other[index] = b"other";
+            assert_ne!(root_salt(&other), root_salt(&all));
+        }
+        assert_ne!(root_salt(&[b"stubo", b"srel", b"line", b"linux"]), root_salt(&all));
+    }
 
     /// A program that a test compares with. `cargo xtask test` installs them all; alone, a test may lack it.
     pub(crate) fn program(name: &str) -> Option<PathBuf> {

@@ -11,6 +11,8 @@ use crate::{
     step::Step,
     workshop::Workshop,
 };
+use hwspec::Seen;
+use hwspec::probe::{IMAGE_QEMU, QEMU_QUESTIONS, qemu_answers};
 use installer::layout::identifier;
 use std::{
     collections::BTreeMap,
@@ -19,7 +21,7 @@ use std::{
 };
 
 /// Raised when the steps below change.
-const METHOD: &str = "2";
+const METHOD: &str = "3";
 /// Compression, in clusters of 64 KiB.
 const COMPRESSION: &[&str] = &["-zlz4hc,12", "-C65536"];
 
@@ -63,6 +65,10 @@ pub fn build(
         if let Some(trusted) = trusted {
             files.insert(tree::TRUSTED.to_owned(), tree::own(&tree, tree::TRUSTED, trusted)?);
         }
+        step.say("asking QEMU what it can do");
+        let answers = ask_qemu(workshop, &tree, &out)?;
+        let place = IMAGE_QEMU.trim_start_matches('/');
+        files.insert(place.to_owned(), tree::own(&tree, place, &answers)?);
         let list = sbom::cyclonedx(env!("CARGO_PKG_VERSION"), &files);
         files::write(&dir.join("sbom.json"), format!("{list:#}\n"))?;
         step.say("packing");
@@ -71,6 +77,35 @@ pub fn build(
         Ok::<_, ImageError>(files::close(work)?)
     })?;
     Ok(Root { image: entry.join("root.erofs"), sbom: entry.join("sbom.json") })
+}
+
+/// What QEMU answers to the questions of the hardware check, as it runs from the files in `tree`: no start of a host has to wait for
+/// that then. `out` takes what goes in and out.
+fn ask_qemu(workshop: &Workshop, tree: &Path, out: &Path) -> Result<Vec<u8>> {
+    files::write(&out.join("questions"), QEMU_QUESTIONS)?;
+    let tools = root::of_group(&workshop.cache, &workshop.inputs, IMAGE_TOOLS)?;
+    let sandbox =
+        Sandbox::new(&tools, &workshop.surroundings).real_clock().read(tree, "/src").write(out, "/out");
+    let libraries = "/src/usr/lib/x86_64-linux-gnu";
+    let mut qemu = vec!["/src/lib64/ld-linux-x86-64.so.2", "--library-path", libraries];
+    qemu.extend(["/src/usr/bin/qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none"]);
+    qemu.extend(["-chardev", "file,id=line,path=/out/answers,input-path=/out/questions"]);
+    qemu.extend(["-mon", "chardev=line,mode=control"]);
+    sandbox.run("asking QEMU what it can do", &qemu)?;
+    let answers = files::read(&out.join("answers"))?;
+    let mut found = qemu_answers(&String::from_utf8_lossy(&answers));
+    let lists = [&mut found.accelerators, &mut found.devices, &mut found.objects];
+    let complete = lists.into_iter().all(|list| match list {
+        Seen::Known(names) => {
+            names.sort();
+            !names.is_empty()
+        }
+        Seen::Unknown(_) => false,
+    });
+    if !complete {
+        return Err(HostError::Qemu(Box::new(found)).into());
+    }
+    Ok(serde_json::json!(found).to_string().into_bytes())
 }
 
 /// Packs a folder into a file system below `out`; `name` decides its identifier.

@@ -35,7 +35,7 @@ const STEPS: &[(&str, &str)] = &[
     ("installer: ", "installer"),
     (" % ", "flash"),
     ("is installed", "firmware and kernel"),
-    ("host-os: root verified", "host"),
+    ("host-os: root hash", "host"),
     ("host-os: agent started", "guest"),
 ];
 
@@ -291,7 +291,7 @@ mod tests {
         };
         assert_eq!(step("[    4.1] installer: the machine meets the specification"), "installer");
         assert_eq!(step("[    9.1] installer:  40 % root"), "flash");
-        assert_eq!(step("[    6.3] host-os: root verified: 6578 blocks"), "host");
+        assert_eq!(step("[    6.3] host-os: root hash 12ab"), "host");
         assert_eq!(step("[    7.3] host-os: agent started as process 82"), "guest");
         assert_eq!(
             understand("[   60.1] installer: release 1 is installed; take the medium out"),

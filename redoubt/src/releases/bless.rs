@@ -10,6 +10,7 @@ use crate::output::{Failure, Reply};
 use clap::Args;
 use release::{Blessing, Digest, KeyId, Purpose, Revoked};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Make a blessing that names releases, unsigned: the holders of the blessing role sign it next
@@ -20,9 +21,9 @@ pub(crate) struct Bless {
     manifests: Vec<PathBuf>,
     #[command(flatten)]
     root: RootArgs,
-    /// They are started when both slots fail, not as nodes
-    #[arg(long)]
-    recovery: bool,
+    /// Recovery releases, the same way: started when both slots of a node fail, never as nodes
+    #[arg(long, value_name = "MANIFEST", num_args = 1..)]
+    recovery: Vec<PathBuf>,
     /// The present blessing, which this one follows [default: this is the first]
     #[arg(long, value_name = "FILE")]
     after: Option<PathBuf>,
@@ -92,7 +93,9 @@ pub(crate) fn bless(args: &Bless) -> Result<Reply, Failure> {
         }
         blessing.security_epoch = epoch;
     }
-    for path in &args.manifests {
+    let mut named = BTreeMap::new();
+    let nodes = args.manifests.iter().map(|path| (path, Purpose::Node));
+    for (path, purpose) in nodes.chain(args.recovery.iter().map(|path| (path, Purpose::Recovery))) {
         let manifest = args.root.approve(&manifest_path(path))?;
         let (epoch, floor) = (manifest.manifest().security_epoch, blessing.security_epoch);
         if epoch < floor {
@@ -102,9 +105,16 @@ pub(crate) fn bless(args: &Bless) -> Result<Reply, Failure> {
             );
             return Err(Failure::new("release-below-epoch", message));
         }
-        let purpose = if args.recovery { Purpose::Recovery } else { Purpose::Node };
-        blessing.releases.insert(manifest.digest(), purpose);
+        if named.insert(manifest.digest(), purpose).is_some_and(|other| other != purpose) {
+            let message = format!(
+                "{} is given as a node and for recovery, and a release is one of them; make one of its own for recovery, which may \
+                 have the same images",
+                path.display()
+            );
+            return Err(Failure::new("release-other-purpose", message));
+        }
     }
+    blessing.releases.extend(named);
     finish(blessing, &args.out)
 }
 

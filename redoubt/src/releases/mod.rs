@@ -12,9 +12,10 @@ use crate::output::{Failure, Reply};
 use clap::{Args, Subcommand, ValueEnum};
 use host_os::bundle::{self, ReleaseFiles};
 use host_os::cli::{ProfileArg, root_source};
+use host_os::upgrade::Store;
 use release::{ApprovedManifest, Profile, Purpose, Root, Seen};
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Releases {
@@ -64,7 +65,7 @@ pub(crate) struct Verify {
 }
 
 /// The manifest in a release's directory, or the path itself.
-pub(crate) fn manifest_path(path: &std::path::Path) -> PathBuf {
+pub(crate) fn manifest_path(path: &Path) -> PathBuf {
     if path.is_dir() { path.join("manifest.json") } else { path.to_owned() }
 }
 
@@ -74,8 +75,20 @@ impl RootArgs {
     }
 
     /// Verifies a manifest.
-    pub(crate) fn approve(&self, path: &std::path::Path) -> Result<ApprovedManifest, Failure> {
-        Ok(bundle::manifest(path, &self.load()?, self.profile.profile())?)
+    pub(crate) fn approve(&self, path: &Path) -> Result<ApprovedManifest, Failure> {
+        Ok(bundle::manifest(path, &self.load()?.into(), self.profile.profile())?)
+    }
+
+    /// Verifies the manifest of the release that a node runs, or starts with next, by the roots that the node has followed.
+    pub(crate) fn approve_of_node(
+        &self,
+        store: &Store,
+        installed: &Path,
+        running: bool,
+    ) -> Result<ApprovedManifest, Failure> {
+        let profile = self.profile.profile();
+        let roots = store.roots(&root_source(self.root.clone()), profile)?;
+        Ok(bundle::manifest(&store.runs(installed, running)?, &roots, profile)?)
     }
 
     /// The same options as words of a command line, for the agent.
@@ -126,7 +139,8 @@ fn verify(args: &Verify) -> Result<Reply, Failure> {
     for next in &args.next_root {
         root = root.update(&keys::read(next)?).map_err(|error| Failure::of(error.code(), &error))?;
     }
-    let manifest = bundle::manifest(&path, &root, args.root.profile.profile())?;
+    // Whoever asks by this root does not mean keys that it left out.
+    let manifest = bundle::manifest(&path, &root.clone().into(), args.root.profile.profile())?;
     let purpose = args.blessing.as_deref().map(|path| blessed(path, &root, &manifest)).transpose()?;
     let mut text = describe(&manifest);
     let content = manifest.manifest().clone();
@@ -167,9 +181,13 @@ fn verify(args: &Verify) -> Result<Reply, Failure> {
 }
 
 /// What a blessing lets the release do now.
-fn blessed(path: &std::path::Path, root: &Root, manifest: &ApprovedManifest) -> Result<Purpose, Failure> {
+fn blessed(path: &Path, root: &Root, manifest: &ApprovedManifest) -> Result<Purpose, Failure> {
     let statement = keys::read(path)?;
     release::blessing::accept(root, root, &statement, &Seen::default(), times::now())
-        .and_then(|standing| standing.may_have_keys(manifest))
+        .and_then(|standing| {
+            // One that is not named is refused for that.
+            let purpose = standing.purpose(manifest.digest()).unwrap_or_default();
+            standing.may_have_keys(manifest, purpose).map(|()| purpose)
+        })
         .map_err(|error| Failure::of(error.code(), &error))
 }

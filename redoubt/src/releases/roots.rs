@@ -7,7 +7,7 @@ use super::{
 };
 use crate::output::{Failure, Reply};
 use clap::{Args, ValueEnum};
-use release::{KeyId, PublicKey, Role, RootContent, key_id};
+use release::{KeyId, PublicKey, Role, RootContent, key_id, root_file};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -62,9 +62,10 @@ pub(crate) struct RotateRoot {
     /// When the new root expires: a date, or a time with zone
     #[arg(long, value_name = "TIME", value_parser = times::parse)]
     expires: Time,
-    /// File that receives the new root
+    /// File that receives the new root [default: N.root.json beside ROOT, N its version: by this name nodes fetch it beside a
+    /// release's manifest]
     #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    out: Option<PathBuf>,
 }
 
 pub(crate) fn create(args: &CreateRoot) -> Result<Reply, Failure> {
@@ -101,7 +102,8 @@ pub(crate) fn rotate(args: &RotateRoot) -> Result<Reply, Failure> {
     let used: Vec<KeyId> =
         root.roles.all().iter().flat_map(|(_, role)| role.keyids.iter().copied()).collect();
     root.keys.retain(|keyid, _| used.contains(keyid));
-    finish(root, &args.out, "by the threshold of the old root and of the new one")
+    let out = args.out.clone().unwrap_or_else(|| args.root.with_file_name(root_file(root.version)));
+    finish(root, &out, "by the threshold of the old root and of the new one")
 }
 
 fn finish(root: RootContent, out: &Path, who: &str) -> Result<Reply, Failure> {

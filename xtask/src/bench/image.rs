@@ -26,12 +26,6 @@ pub(super) fn measure(consent: Consent, full: bool, runs: usize) -> Result<Table
     let release = tools::build_images("virtual")?;
     let mut table = Table { rows: Vec::new(), notes: vec![REFERENCE.into()] };
     sizes(&release, "virtual", &mut table)?;
-    let production = tools::release_dir("production");
-    if production.join("manifest.json").is_file() {
-        sizes(&production, "production", &mut table)?;
-    } else {
-        table.notes.push("production: not built; 'redoubt image build --profile production' first".into());
-    }
     let times = (0..runs).map(|_| verify_only(&release)).collect::<Result<Vec<_>>>()?;
     table.rows.push(row("verify-only, slowest run", "s", times.into_iter().fold(0.0, f64::max), 10.0));
 
@@ -39,13 +33,17 @@ pub(super) fn measure(consent: Consent, full: bool, runs: usize) -> Result<Table
     let warm = warm(&folder)?;
     table.rows.push(row("rebuild after a change of the replica only", "min", warm / 60.0, 3.0));
     if full {
-        let (time, space) = empty(&folder)?;
+        let (time, space) = empty(&folder, &mut table)?;
         let whole = row("whole production build from an empty cache", "min", time / 60.0, 60.0);
         table.rows.push(Row { reference: Some(IC_OS_MINUTES), ..whole });
         let room = row("room that it takes at most", "GB", space / 1e9, 15.0);
         table.rows.push(Row { reference: Some(IC_OS_GB), ..room });
     } else {
         table.notes.push("whole build from an empty cache: not measured; give --full".into());
+        let production = tools::release_dir("production");
+        if production.join("manifest.json").is_file() {
+            sizes(&production, "production", &mut table)?;
+        }
     }
     table.notes.push(format!("processors: {}", std::thread::available_parallelism()?));
     table.notes.push("builds: guest, host, disk and installer; inputs were fetched before; the rebuild is one of the virtual profile".into());
@@ -152,13 +150,14 @@ pub(super) fn changed(folder: &Path, words: &[&str]) -> Result<(PathBuf, PathBuf
 }
 
 /// Seconds of a whole build with nothing but the inputs, and the room in bytes that it took at most. Of the production
-/// profile, since its firmware is compiled too.
-fn empty(folder: &Path) -> Result<(f64, f64)> {
+/// profile, since its firmware is compiled too; the sizes of what was built go into `table`.
+fn empty(folder: &Path, table: &mut Table) -> Result<(f64, f64)> {
     let trust = tools::production_keys()?.join("trust");
     let anew = tempfile::Builder::new().prefix("empty-").tempdir_in(folder)?;
     let cache = anew.path().join("cache");
     double_build::copy_store(&cache)?;
-    let mut whole = build(folder, "production", &anew.path().join("target"));
+    let target = anew.path().join("target");
+    let mut whole = build(folder, "production", &target);
     whole.env("REDOUBT_CACHE", cache).arg("--trust").arg(trust);
     let (most, done) = (AtomicU64::new(0), AtomicBool::new(false));
     let time = std::thread::scope(|scope| {
@@ -173,6 +172,7 @@ fn empty(folder: &Path) -> Result<(f64, f64)> {
         built
     })?
     .0;
+    sizes(&target.join("out"), "production", table)?;
     Ok((time, most.into_inner() as f64))
 }
 

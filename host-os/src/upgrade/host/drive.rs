@@ -38,8 +38,8 @@ impl Incoming for Judge<'_> {
         let directory = self.0.store.incoming();
         let files = files(&directory, release.manifest())?;
         check(&files, &images)?;
-        let root = self.0.options.root.load(self.0.options.profile)?;
-        Parts::of(files, &root, self.0.options.profile).map_err(HostError::Parts)?;
+        let roots = self.0.roots()?;
+        Parts::of(files, roots.present(), self.0.options.profile).map_err(HostError::Parts)?;
         Ok(images)
     }
 
@@ -129,7 +129,7 @@ impl Driver {
         if release.digest() != digest {
             return Err(UpgradeError::AnotherRelease);
         }
-        self.admissible(&path, &release)?;
+        self.admissible(&path, &release, release::Purpose::Node)?;
         Ok(release)
     }
 
@@ -184,17 +184,17 @@ pub(crate) fn begin(options: &Options, store: &Store) -> Option<Host> {
 
 fn of_machine(options: &Options, store: &Store, power: Power) -> Result<Host, UpgradeError> {
     let running = machine::running().ok_or(HostError::NoSlot)?;
-    let root = options.root.load(options.profile)?;
+    let roots = store.roots(&options.root, options.profile)?;
     // What runs and cannot be named must still be left if it is only tried.
     let release =
-        bundle::manifest(&options.manifest, &root, options.profile).map(|manifest| manifest.digest());
+        bundle::manifest(&options.manifest, &roots, options.profile).map(|manifest| manifest.digest());
     let release = release.unwrap_or_else(|error| {
         tracing::error!(why = chain(&error), "the release of the host that runs is unknown");
         Digest([0; 32])
     });
     let machine = machine::Own {
         running,
-        incoming: store.incoming(),
+        store: store.clone(),
         root: options.root.clone(),
         profile: options.profile,
         power,

@@ -7,6 +7,7 @@ use crate::power::{Action, Power, PowerError};
 use crate::slots::{self, SlotError};
 use crate::tpm::records::{Records, RecordsError};
 use crate::tpm::{self, TpmError};
+use crate::upgrade::Store;
 use installer::archive::{Files, MANIFEST};
 use installer::beside::{SwitchError, beside, switch};
 use installer::disk::{Content, Installed, inspect};
@@ -93,10 +94,7 @@ impl HostError {
             Self::Io { .. } | Self::Run(_) => "host-disk-fails",
             Self::Disk(_) => "host-disk-unlike-installed",
             Self::Parts(error) => error.code(),
-            Self::Root(error) => match **error {
-                ReleaseError::Root { .. } => "root-refused",
-                _ => "release-unreadable",
-            },
+            Self::Root(error) => error.code(),
             Self::Measurement(_) => "host-measurement-differs",
             Self::SameRoot => "host-same-root",
             Self::Plan(error) => error.code(),
@@ -173,8 +171,8 @@ pub(super) fn check(files: &Files, host: &HostImages) -> Result<(), HostError> {
 /// The machine that this agent runs on.
 pub(crate) struct Own {
     pub(crate) running: Slot,
-    /// Where the release that comes lies.
-    pub(crate) incoming: PathBuf,
+    /// Has the release that comes, and the roots that it is judged by.
+    pub(crate) store: Store,
     pub(crate) root: RootSource,
     pub(crate) profile: Profile,
     pub(crate) power: Power,
@@ -227,11 +225,13 @@ impl Machine for Own {
     }
 
     fn stage(&mut self) -> Result<(), HostError> {
-        let path = self.incoming.join(MANIFEST);
+        let incoming = self.store.incoming();
+        let path = incoming.join(MANIFEST);
         let bytes = fs::read(&path).map_err(failed("read", &path))?;
-        let root = self.root.load(self.profile).map_err(|error| HostError::Root(Box::new(error)))?;
-        let manifest = release::verify(&bytes, &root).map_err(parts::ReleaseError::Manifest)?;
-        let parts = Parts::of(files(&self.incoming, manifest.manifest())?, &root, self.profile)?;
+        let roots = self.store.roots(&self.root, self.profile);
+        let roots = roots.map_err(|error| HostError::Root(Box::new(error)))?;
+        let manifest = roots.verify(&bytes).map_err(parts::ReleaseError::Manifest)?;
+        let parts = Parts::of(files(&incoming, manifest.manifest())?, roots.present(), self.profile)?;
         let (mut device, installed) = Self::disk()?;
         if installed.slot != on_disk(self.running) {
             return Err(HostError::Disk(format!("the firmware starts slot {}", installed.slot)));

@@ -157,7 +157,7 @@ fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::of(&NodeDir::at(dir.path()));
     let source = Source { manifest: "http://h/m".into(), mirrors: Vec::new(), bytes_per_second: None };
-    store.ask(&Order { source, not_before: 0 }).unwrap();
+    store.ask(&Order { source, not_before: 0, operator: None }).unwrap();
     (dir, store)
 }
 
