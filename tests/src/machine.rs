@@ -77,7 +77,11 @@ impl<'a> Machine<'a> {
 
     /// A text of what `redoubt up` printed.
     pub fn said(&self, name: &str) -> Result<&str> {
-        self.reply[name].as_str().with_context(|| format!("no {name}: {:#}", self.reply))
+        self.reply[name].as_str().with_context(|| {
+            let console = self.reply["machine"].as_str().map(|folder| Path::new(folder).join("console.log"));
+            let said = console.and_then(|path| fs::read(path).ok()).unwrap_or_default();
+            format!("no {name}: {:#}\nThe console: {}", self.reply, String::from_utf8_lossy(&said))
+        })
     }
 
     /// HOST:PORT of its operators' interface.
