@@ -291,6 +291,10 @@ pub fn run(args: &RunArgs) -> u8 {
     if args.under_pid1 {
         // PID 1 blocks what it reads itself, and a program inherits that: the agent would never hear SIGTERM.
         let _ = nix::sys::signal::SigSet::all().thread_unblock();
+        if let Err(error) = crate::power::until_begin() {
+            eprintln!("error: PID 1 does not say that this machine is ready: {error}");
+            return 1;
+        }
     }
     if args.new_session
         && let Err(error) = nix::unistd::setsid()

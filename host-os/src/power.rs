@@ -4,7 +4,7 @@
 //! message is one byte, hence nothing can be cut in two or grow.
 
 use crate::http::{GetError, get_once};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -77,6 +77,21 @@ pub struct PowerError {
 /// The line to PID 1.
 #[derive(Debug, Clone)]
 pub struct Power(Arc<UnixStream>);
+
+/// What PID 1 tells the agent: the machine is ready for it.
+const BEGIN: u8 = b'g';
+
+/// Tells an agent that it may begin.
+pub(crate) fn begin(mut line: &UnixStream) -> io::Result<()> {
+    line.write_all(&[BEGIN])
+}
+
+/// Waits until PID 1 says that the machine is ready. An agent is loaded before, which takes a while and disturbs nobody.
+pub(crate) fn until_begin() -> io::Result<()> {
+    let mut said = [0];
+    io::stdin().lock().read_exact(&mut said)?;
+    if said == [BEGIN] { Ok(()) } else { Err(io::Error::other("PID 1 said something else than that it may begin")) }
+}
 
 impl Power {
     /// The line of an agent that PID 1 started: its standard input.

@@ -89,20 +89,22 @@ fn restart(reason: &str) -> ! {
 /// A machine that is ready for its agent.
 struct Started {
     line: CommandLine,
+    agent: io::Result<watch::Agent>,
     watchdog: Option<Watchdog>,
     facts: BootFacts,
 }
 
 fn boot() -> Result<Started, BootError> {
     mounts::mount_all()?;
+    let line = CommandLine::parse(&read("/proc/cmdline")?)?;
     let mut disk = storage::Disk::of_root()?;
-    // It takes the longest.
+    // It takes the longest, and the agent's program is loaded meanwhile.
     let guest = disk.unpack_guest();
+    let agent = watch::Agent::load(&line);
     let (device, watchdog) = Watchdog::arm(Path::new(watchdog::DEVICE));
     say(format_args!("watchdog: {}", watchdog.text));
     // Each of the steps below has the watchdog's whole time.
     let feed = || device.as_ref().map_or(Ok(()), Watchdog::feed).unwrap_or_default();
-    let line = CommandLine::parse(&read("/proc/cmdline")?)?;
     say(format_args!("host of profile {}, {}", line.profile, read("/proc/version")?.trim_end()));
     say(format_args!("Secure Boot: {}", secure_boot()));
     verity::check_superblock(&line.verity)?;
@@ -142,7 +144,7 @@ fn boot() -> Result<Started, BootError> {
     let root = RootStatus::default();
     let facts = BootFacts { watchdog, crashes, protection: Some(protection), root };
     tell_agent(&facts);
-    Ok(Started { line, watchdog: device, facts })
+    Ok(Started { line, agent, watchdog: device, facts })
 }
 
 fn tell_agent(facts: &BootFacts) {

@@ -7,7 +7,7 @@ use super::{
     read_root, say,
 };
 use crate::{
-    power::{Action, Message},
+    power::{self, Action, Message},
     watchdog::Watchdog,
 };
 use nix::{
@@ -46,16 +46,35 @@ const UNMOUNTING: Duration = Duration::from_secs(10);
 /// The root is read then even if the agent did not say that it launched anything.
 const UNTIL_READ: Duration = Duration::from_secs(30);
 
-/// The running agent and PID 1's end of the line to it.
-struct Agent {
+/// The agent and PID 1's end of the line to it.
+pub(super) struct Agent {
     child: Child,
     line: UnixStream,
     launched: bool,
 }
 
+impl Agent {
+    /// Has its program loaded. It does nothing before it is told to begin.
+    pub(super) fn load(line: &CommandLine) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let child = Command::new(PROGRAM)
+            .args(["run", "--node-dir", NODE, "--release", MANIFEST, "--profile", &line.profile])
+            // This kernel has it wherever the processor does; a host that translates its guest would serve nobody.
+            .args(["--accel", "kvm", "--under-pid1"])
+            .args(Path::new(ROOT).exists().then_some(["--root", ROOT]).into_iter().flatten())
+            .stdin(Stdio::from(OwnedFd::from(theirs)))
+            .env_clear()
+            .env("PATH", "/usr/bin")
+            .current_dir("/")
+            .spawn()?;
+        Ok(Self { child, line: ours, launched: false })
+    }
+}
+
 /// Keeps the agent running until the machine ends.
 pub(super) fn watch(machine: Started) -> ! {
-    let Started { line, watchdog, facts } = machine;
+    let Started { line, agent: loaded, watchdog, facts } = machine;
     let (line, watchdog) = (&line, watchdog.as_ref());
     let mut to_read = Some((line.verity.clone(), facts));
     let started = Instant::now();
@@ -72,12 +91,12 @@ pub(super) fn watch(machine: Started) -> ! {
     let signals = signals.ok();
     let mut keeper = Keeper::new();
     let mut agent: Option<Agent> = None;
-    let mut events = vec![start(line, &mut agent)];
+    let mut events = vec![begin(loaded, &mut agent)];
     loop {
         for event in std::mem::take(&mut events) {
             match keeper.step(event, started.elapsed()) {
                 None => {}
-                Some(Effect::Start) => events.push(start(line, &mut agent)),
+                Some(Effect::Start) => events.push(begin(Agent::load(line), &mut agent)),
                 Some(Effect::Terminate) => tell(agent.as_ref(), Signal::SIGTERM),
                 Some(Effect::Kill) => {
                     say("the agent does not answer and is killed");
@@ -107,23 +126,9 @@ pub(super) fn watch(machine: Started) -> ! {
     }
 }
 
-fn start(line: &CommandLine, agent: &mut Option<Agent>) -> Event {
-    let start = || -> io::Result<Agent> {
-        let (ours, theirs) = UnixStream::pair()?;
-        ours.set_nonblocking(true)?;
-        let child = Command::new(PROGRAM)
-            .args(["run", "--node-dir", NODE, "--release", MANIFEST, "--profile", &line.profile])
-            // This kernel has it wherever the processor does; a host that translates its guest would serve nobody.
-            .args(["--accel", "kvm", "--under-pid1"])
-            .args(Path::new(ROOT).exists().then_some(["--root", ROOT]).into_iter().flatten())
-            .stdin(Stdio::from(OwnedFd::from(theirs)))
-            .env_clear()
-            .env("PATH", "/usr/bin")
-            .current_dir("/")
-            .spawn()?;
-        Ok(Agent { child, line: ours, launched: false })
-    };
-    match start() {
+/// Has a loaded agent begin.
+fn begin(loaded: io::Result<Agent>, agent: &mut Option<Agent>) -> Event {
+    match loaded.and_then(|new| power::begin(&new.line).map(|()| new)) {
         Ok(new) => {
             say(format_args!("agent started as process {}", new.child.id()));
             *agent = Some(new);
