@@ -142,6 +142,17 @@ pub(crate) fn run(args: &Up, output: &Output) -> Result<Reply, Failure> {
     })
 }
 
+/// What a console has said so far.
+#[derive(Default)]
+struct Heard {
+    identity: Option<String>,
+    host_key: Option<String>,
+    /// Name of the last error.
+    code: String,
+    /// The agent runs.
+    agent: bool,
+}
+
 /// One start of a machine.
 struct Watch<'a> {
     args: &'a Up,
@@ -157,29 +168,11 @@ impl Watch<'_> {
     async fn until_answer(&self, machine: &mut Machine, progress: &mut Progress) -> Result<Reply, Failure> {
         let end = Instant::now() + Duration::from_secs(self.args.timeout);
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, self.wires.guest.0));
-        let (mut identity, mut host_key) = (None, None);
-        let (mut code, mut agent) = ("agent-ended".to_owned(), false);
+        let mut heard = Heard { code: "agent-ended".to_owned(), ..Heard::default() };
         let mut terminate = signal(SignalKind::terminate()).map_err(no_signals)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(no_signals)?;
         loop {
-            for line in machine.lines(self.place)? {
-                match understand(&line) {
-                    Some(Said::Step(step)) => {
-                        agent |= step == "guest";
-                        progress.step(step);
-                    }
-                    Some(Said::Installed) if self.flashing => {
-                        self.place.note_installed().map_err(|error| Failure::of("machine-lost", &error))?;
-                        progress.step("firmware and kernel");
-                    }
-                    Some(Said::Identity(node)) => identity = Some(node.to_owned()),
-                    Some(Said::HostKey(key)) => host_key = Some(key.to_owned()),
-                    Some(Said::Code(name)) => name.clone_into(&mut code),
-                    Some(Said::Ended) => return Err(ended(&code, machine)),
-                    Some(Said::Refused(code)) => return Err(ended(&code, machine)),
-                    _ => {}
-                }
-            }
+            self.hear(machine, progress, &mut heard)?;
             if Instant::now() > end {
                 let message = format!(
                     "the machine's guest does not answer after {} s; its console ends with:{}",
@@ -188,11 +181,12 @@ impl Watch<'_> {
                 );
                 return Err(Failure::new("not-ready-in-time", message));
             }
-            if agent
+            if heard.agent
                 && let Ok(Ok(attested)) = tokio::time::timeout(ASK, evidence(address, self.expected)).await
             {
-                let seconds = progress.finish();
-                return Ok(self.summary(&attested, identity.as_deref(), host_key.as_deref(), seconds));
+                // The connection may have waited for the guest, while the console went on.
+                self.hear(machine, progress, &mut heard)?;
+                return Ok(self.summary(&attested, &heard, progress.finish()));
             }
             tokio::select! {
                 _ = terminate.recv() => return Err(Failure::new("interrupted", "the machine was switched off as asked")),
@@ -200,6 +194,29 @@ impl Watch<'_> {
                 () = sleep(POLL) => {}
             }
         }
+    }
+
+    /// What the console says now.
+    fn hear(&self, machine: &mut Machine, progress: &mut Progress, heard: &mut Heard) -> Result<(), Failure> {
+        for line in machine.lines(self.place)? {
+            match understand(&line) {
+                Some(Said::Step(step)) => {
+                    heard.agent |= step == "guest";
+                    progress.step(step);
+                }
+                Some(Said::Installed) if self.flashing => {
+                    self.place.note_installed().map_err(|error| Failure::of("machine-lost", &error))?;
+                    progress.step("firmware and kernel");
+                }
+                Some(Said::Identity(node)) => heard.identity = Some(node.to_owned()),
+                Some(Said::HostKey(key)) => heard.host_key = Some(key.to_owned()),
+                Some(Said::Code(name)) => name.clone_into(&mut heard.code),
+                Some(Said::Ended) => return Err(ended(&heard.code, machine)),
+                Some(Said::Refused(code)) => return Err(ended(&code, machine)),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Stays until Ctrl-C.
@@ -219,8 +236,7 @@ impl Watch<'_> {
     fn summary(
         &self,
         attested: &host_os::attest::Attested,
-        identity: Option<&str>,
-        host_key: Option<&str>,
+        Heard { identity, host_key, .. }: &Heard,
         seconds: Vec<(String, f64)>,
     ) -> Reply {
         let verified = words(Some(self.manifest), &attested.verified, Some(&attested.fetched.nonce));
@@ -243,7 +259,7 @@ impl Watch<'_> {
                 "\nLook around:\n  {https}   the guest\n  127.0.0.1:{vnc}   screen (VNC)\n  {}   serial console: socat - \
                  UNIX-CONNECT:FILE\n  redoubt status --node {operators} --node-key {} --key {}",
                 serial.display(),
-                host_key.unwrap_or("SHA256"),
+                host_key.as_deref().unwrap_or("SHA256"),
                 self.place.operator_key().display(),
             ));
         } else {
