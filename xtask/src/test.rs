@@ -1,10 +1,15 @@
 //! `cargo xtask test`: set-up and every test.
 
 use crate::{Consent, double_build, setup, simulate, tools};
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
+use std::process::Command;
 
 /// The workspace's features that the virtual profile switches on.
 pub(crate) const VIRTUAL: &str = "guest-os/virtual";
+
+/// File and test of the scenario that takes the longest. It mostly waits, for a machine that restarts, so it runs beside the others.
+const BESIDE: (&str, &str) =
+    ("host_upgrade", "a_machine_takes_a_good_release_and_comes_back_from_a_host_that_does_not_start");
 
 /// Options of `cargo xtask test`.
 #[derive(clap::Args)]
@@ -39,19 +44,22 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let programs = steps.step("programs of the guest's tests", || {
         tools::output(tools::command(tools::binary("redoubt")).args(["image", "test-programs"]))
     })?;
-    steps.step("tests", || {
-        tools::run(
-            tools::command("cargo")
-                .args(["test", "--locked", "--no-fail-fast", "--workspace", "--features", VIRTUAL, "--"])
-                .args(&options.rest)
-                .env("REDOUBT_RELEASE", &release)
-                .env("REDOUBT_HOST_IMAGE", &release)
-                .env("REDOUBT_TEST_PYTHON", &python)
-                .env("REDOUBT_BIN", tools::target().join("debug"))
-                .env("REDOUBT_PRODUCTION_BIN", &production)
-                .env("REDOUBT_TEST_KERNEL", release.join("vmlinuz"))
-                .env("REDOUBT_TEST_PROGRAMS", programs.trim()),
-        )
+    let tests = || {
+        let mut tests = tools::command("cargo");
+        tests
+            .args(["test", "--locked", "--no-fail-fast", "--workspace", "--features", VIRTUAL])
+            .env("REDOUBT_RELEASE", &release)
+            .env("REDOUBT_HOST_IMAGE", &release)
+            .env("REDOUBT_TEST_PYTHON", &python)
+            .env("REDOUBT_BIN", tools::target().join("debug"))
+            .env("REDOUBT_PRODUCTION_BIN", &production)
+            .env("REDOUBT_TEST_KERNEL", release.join("vmlinuz"))
+            .env("REDOUBT_TEST_PROGRAMS", programs.trim());
+        tests
+    };
+    steps.step("tests", || match &*options.rest {
+        [] => every(tests),
+        rest => tools::run(tests().arg("--").args(rest)),
     })?;
     if options.rest.is_empty() {
         steps.step("crash states of the heap", simulate::in_tests)?;
@@ -70,4 +78,19 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     })?;
     eprintln!("\nTime per step\n{}", steps.table());
     Ok(())
+}
+
+/// Runs all tests, and says of those that ran beside the others what they said once these have ended.
+fn every(tests: impl Fn() -> Command + Sync) -> Result<()> {
+    tools::run(tests().arg("--no-run"))?;
+    std::thread::scope(|threads| {
+        let beside = threads.spawn(|| tests().args(["--test", BESIDE.0]).output());
+        let others = tools::run(tests().args(["--", "--skip", BESIDE.1]));
+        let beside = beside.join().ok().context("a thread of this program panicked")?;
+        let beside = beside.context("cannot run cargo")?;
+        eprint!("{}", String::from_utf8_lossy(&beside.stderr));
+        println!("{}", String::from_utf8_lossy(&beside.stdout));
+        ensure!(beside.status.success(), "the tests in {} failed ({})", BESIDE.0, beside.status);
+        others
+    })
 }

@@ -249,7 +249,10 @@ impl Machine {
     fn verity(&self) -> Result<String> {
         let line = &self.command_line;
         let at = line.find("dm-mod.create=\"").context("no dm-verity on the host's command line")?;
-        let end = line[at..].match_indices('"').nth(1).context("an open quotation mark on the host's command line")?;
+        let end = line[at..]
+            .match_indices('"')
+            .nth(1)
+            .context("an open quotation mark on the host's command line")?;
         let wait = line.split(' ').find(|word| word.starts_with("dm-mod.waitfor=")).unwrap_or_default();
         Ok(format!("{wait} {}", &line[at..=at + end.0]))
     }
