@@ -327,8 +327,10 @@ pub fn get(url: &str) -> Result<String> {
     let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
     let mut stream = std::net::TcpStream::connect(host).with_context(|| format!("cannot reach {url}"))?;
     write!(stream, "GET /{path} HTTP/1.0\r\nHost: {host}\r\n\r\n")?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    // Some answers are binary, and only asked for to see that there is one.
+    let answer = String::from_utf8_lossy(&answer);
     let (head, body) = answer.split_once("\r\n\r\n").context("no HTTP")?;
     ensure!(head.split(' ').nth(1) == Some("200"), "{url}: {answer}");
     Ok(body.to_owned())
