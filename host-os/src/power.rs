@@ -90,7 +90,11 @@ pub(crate) fn begin(mut line: &UnixStream) -> io::Result<()> {
 pub(crate) fn until_begin() -> io::Result<()> {
     let mut said = [0];
     io::stdin().lock().read_exact(&mut said)?;
-    if said == [BEGIN] { Ok(()) } else { Err(io::Error::other("PID 1 said something else than that it may begin")) }
+    if said == [BEGIN] {
+        Ok(())
+    } else {
+        Err(io::Error::other("PID 1 said something else than that it may begin"))
+    }
 }
 
 impl Power {
