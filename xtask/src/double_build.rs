@@ -20,6 +20,9 @@ use std::{
 const USER: &str = "65534";
 /// Place of the byte that is flipped in the firmware.
 const FLIPPED: usize = 0x1234;
+/// Lengths of the headers of a firmware volume and of a file in it.
+const VOLUME_HEADER: usize = 0x48;
+const FILE_HEADER: usize = 0x18;
 
 /// Options of `cargo xtask double-build`.
 #[derive(clap::Args)]
@@ -190,14 +193,19 @@ fn judge(verdict: &Value, names: &Names) -> Result<()> {
         let place: Vec<&str> =
             difference["place"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
         let bytes = &difference["what"]["bytes"];
-        let expected: &[&str] = match name {
-            _ if name == names.firmware => &[name],
-            _ if name == names.initrd => &[name, "behind the zstd frame"],
-            _ if name == names.uki => &[name, "section .osrel"],
+        let expected: (&[&str], Option<usize>) = match name {
+            // A firmware volume's files are told apart (UEFI PI, volume 3): bytes count from behind both headers.
+            _ if name == names.firmware && place.len() > 1 => (
+                &[name, "volume at 0x0", place[place.len() - 1]],
+                Some(FLIPPED - VOLUME_HEADER - FILE_HEADER),
+            ),
+            _ if name == names.firmware => (&[name], Some(FLIPPED)),
+            _ if name == names.initrd => (&[name, "behind the zstd frame"], None),
+            _ if name == names.uki => (&[name, "section .osrel"], None),
             _ => bail!(wrong()),
         };
-        ensure!(bytes["count"] == 1 && place == expected, wrong());
-        ensure!(name != names.firmware || bytes["first"] == FLIPPED, wrong());
+        ensure!(bytes["count"] == 1 && place == expected.0, wrong());
+        ensure!(expected.1.is_none_or(|first| bytes["first"] == first), wrong());
     }
     Ok(())
 }
@@ -352,4 +360,31 @@ pub(crate) fn copy_checkout(to: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_planted_differences_alone_are_accepted_at_their_places() {
+        let names = Names { initrd: "i".into(), firmware: "f".into(), uki: "u".into() };
+        let difference = |place: &[&str], first: usize| {
+            json!({ "name": place[0], "equal": false, "differences":
+                [{ "place": place, "what": { "bytes": { "count": 1, "first": first } } }] })
+        };
+        let verdict = |firmware: Value| {
+            let others =
+                [difference(&["i", "behind the zstd frame"], 0), difference(&["u", "section .osrel"], 24)];
+            json!({ "artefacts": [firmware, others[0], others[1], { "name": "k", "equal": true }] })
+        };
+        let good = |firmware| judge(&verdict(firmware), &names).is_ok();
+        assert!(good(difference(&["f"], 0x1234)));
+        assert!(good(difference(&["f", "volume at 0x0", "file x"], 4564)));
+        assert!(!good(difference(&["f"], 0x1235)));
+        assert!(!good(difference(&["f", "volume at 0x0", "file x"], 0x1234)));
+        assert!(!good(difference(&["f", "volume at 0x8", "file x"], 4564)));
+        assert!(!good(difference(&["k"], 0x1234)));
+    }
 }
